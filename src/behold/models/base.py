@@ -1,0 +1,79 @@
+"""What every vision-language model offers to the engine, and what a family declares about itself.
+
+The engine sees only `VisionLanguageModel`; it never names a family. A family differs by data (its `Family` record,
+spans with a bidirectional flag) and by the two methods it may override.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from behold.checkpoint.files import CheckpointFiles
+    from behold.checkpoint.rename import RenameRules
+    from behold.models.config import ModelConfig
+    from behold.models.decoder import Decoder
+    from behold.nn.attention import CacheView
+    from behold.processing.layout import ImageLayout
+    from behold.types import ImageInput
+
+
+class VisionLanguageModel(nn.Module, ABC):
+    """Vision tower + connector + one text decoder. No state between calls: positions and caches are arguments."""
+
+    config: ModelConfig
+
+    @property
+    @abstractmethod
+    def decoder(self) -> Decoder:
+        """The text decoder (embeddings, layers, final norm, head)."""
+
+    @abstractmethod
+    def encode_images(self, images: Sequence[ImageInput]) -> list[Tensor]:
+        """Embeddings of each image, (n_tokens, D) each, in the model's dtype on its device. Batched = alone."""
+
+    def positions(self, length: int) -> Tensor:
+        """(T,) int64 positions of a prompt's tokens; families with other schemes override this."""
+        return torch.arange(length)
+
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.decoder.embed_tokens.weight.dtype
+
+    def embed(self, ids: Tensor, image_rows: Tensor | None = None, at: Tensor | None = None) -> Tensor:
+        """Token embeddings of ids (N,) with image_rows (M, D) written over the rows `at` (M,). Returns (N, D)."""
+        embeddings = self.decoder.embed_tokens(ids)
+        if image_rows is not None and at is not None:
+            embeddings = embeddings.index_copy(0, at, image_rows.to(embeddings.dtype))
+        return embeddings
+
+    def hidden(self, embeddings: Tensor, positions: Tensor, cache: CacheView) -> Tensor:
+        """(N, D) embeddings at (N,) positions through the decoder, normalised. Returns (N, D)."""
+        out: Tensor = self.decoder(embeddings, positions, cache)
+        return out
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(R, D) hidden rows to (R, V) logits: call it with the rows that are sampled, not with all."""
+        return self.decoder.logits(hidden)
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Everything behold knows about one model family; the registry finds it by model_type."""
+
+    name: str
+    model_types: tuple[str, ...]
+    read_config: Callable[[Mapping[str, Any]], ModelConfig]
+    rename: RenameRules
+    build: Callable[[ModelConfig], VisionLanguageModel]
+    layout: Callable[[ModelConfig, CheckpointFiles], ImageLayout]
