@@ -18,7 +18,6 @@ os.environ.pop("HF_ENDPOINT", None)
 os.environ.pop("BEHOLD_MODEL", None)
 
 import shutil
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -32,12 +31,11 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
+def one_thread() -> None:
     """Results of a toy do not depend on the number of cores, and the suite does not fight over them."""
     import torch
 
     torch.set_num_threads(1)
-    yield
 
 
 @pytest.fixture(scope="session")
