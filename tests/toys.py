@@ -4,8 +4,8 @@
     folder = toys.checkpoint("idefics2-split", style="published", shards=3)
     model, processor = toys.reference(folder)                   # the same folder in transformers
 
-Each toy has real tokenizers (byte-level BPE for Qwen2, byte fallback and metaspace for Llama and Mistral), real processor
-files and the published chat templates; only sizes differ. `style="saved"` is what transformers 5 writes,
+Each toy has a real tokenizer (byte-level BPE for Qwen2, byte fallback and metaspace for Llama and Mistral), real
+processor files and the published chat templates; only sizes differ. `style="saved"` is what transformers 5 writes,
 `style="published"` the spelling of the files on the hub: other weight names, `torch_dtype`, `rope_theta`,
 `image_token_index`, separate preprocessor and chat template files.
 """
@@ -31,7 +31,8 @@ CHATML = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n'}}{# Render all images first #}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}"
     "{# Render all text next #}{% if message['role'] != 'assistant' %}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ '\n' + content['text'] }}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{{ '\n' + content['text'] }}{% endfor %}"
     "{% else %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
     "{% generation %}{{ '\n' + content['text'] }}{% endgeneration %}{% endfor %}{% endif %}{{'<|im_end|>' + '\n'}}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -40,7 +41,8 @@ VICUNA = (
     "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"
     "{# Render all images first #}{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}"
     "{{ '<image>\n' }}{% endfor %}{# Render all text next #}{% if message['role'] != 'assistant' %}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' '}}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{{ content['text'] + ' '}}{% endfor %}"
     "{% else %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
     "{% generation %}{{ content['text'] + ' '}}{% endgeneration %}{% endfor %}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
@@ -182,7 +184,11 @@ def write(
 
 
 def reference(folder: Path, *, device: Any = "cpu", dtype: Any = None) -> tuple[Any, Any]:
-    """The folder as transformers loads it: (model in eval mode, processor)."""
+    """The folder as transformers loads it: (model in eval mode, processor).
+
+    Give it folders in the saved style: transformers 5.23 leaves the head of a published, untied llava unloaded. A toy's
+    weights are the same in both styles.
+    """
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -403,8 +409,13 @@ def _randomise(model: Any, seed: int) -> None:
 
 def _processor(toy: Toy, tokenizer: Any) -> Any:
     """The transformers processor of a toy, with Pillow image processors."""
-    from transformers import CLIPImageProcessorPil, Idefics2ImageProcessorPil, SiglipImageProcessorPil
-    from transformers import Idefics2Processor, LlavaProcessor
+    from transformers import (
+        CLIPImageProcessorPil,
+        Idefics2ImageProcessorPil,
+        Idefics2Processor,
+        LlavaProcessor,
+        SiglipImageProcessorPil,
+    )
 
     if toy.family == "idefics2":
         return Idefics2Processor(
