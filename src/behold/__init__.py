@@ -1,0 +1,104 @@
+"""behold: ask questions about images with open vision-language models.
+
+    import behold
+
+    vlm = behold.load("demo")
+    print(vlm.ask("photo.jpg", "What do we see in this image?"))
+
+Every public name is listed here and imported on first use, so that `import behold` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from behold._version import __version__
+
+if TYPE_CHECKING:
+    from behold.api.chat import Chat
+    from behold.api.hf import AutoModelForImageTextToText, AutoProcessor
+    from behold.api.pipeline import pipeline
+    from behold.api.quantization_config import BitsAndBytesConfig, QuantoConfig
+    from behold.api.stream import AnswerStream
+    from behold.api.streamers import TextIteratorStreamer, TextStreamer
+    from behold.api.vlm import VLM, load
+    from behold.errors import (
+        BeholdError,
+        CapacityError,
+        ChatError,
+        CheckpointError,
+        CheckpointNotFoundError,
+        DeviceError,
+        MediaError,
+        MissingDependencyError,
+        OptionError,
+        UnsupportedModelError,
+        WeightsError,
+    )
+    from behold.types import Answer, Usage
+
+_HOMES = {
+    "behold.api.chat": ("Chat",),
+    "behold.api.hf": ("AutoModelForImageTextToText", "AutoProcessor"),
+    "behold.api.pipeline": ("pipeline",),
+    "behold.api.quantization_config": ("BitsAndBytesConfig", "QuantoConfig"),
+    "behold.api.stream": ("AnswerStream",),
+    "behold.api.streamers": ("TextIteratorStreamer", "TextStreamer"),
+    "behold.api.vlm": ("VLM", "load"),
+    "behold.errors": (
+        "BeholdError",
+        "CapacityError",
+        "ChatError",
+        "CheckpointError",
+        "CheckpointNotFoundError",
+        "DeviceError",
+        "MediaError",
+        "MissingDependencyError",
+        "OptionError",
+        "UnsupportedModelError",
+        "WeightsError",
+    ),
+    "behold.types": ("Answer", "Usage"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "VLM",
+    "Answer",
+    "AnswerStream",
+    "AutoModelForImageTextToText",
+    "AutoProcessor",
+    "BeholdError",
+    "BitsAndBytesConfig",
+    "CapacityError",
+    "Chat",
+    "ChatError",
+    "CheckpointError",
+    "CheckpointNotFoundError",
+    "DeviceError",
+    "MediaError",
+    "MissingDependencyError",
+    "OptionError",
+    "QuantoConfig",
+    "TextIteratorStreamer",
+    "TextStreamer",
+    "UnsupportedModelError",
+    "Usage",
+    "WeightsError",
+    "__version__",
+    "load",
+    "pipeline",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'behold' has no attribute {name!r}")
+    value = getattr(import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
