@@ -23,8 +23,7 @@ NEEDED = {
     "model-00002-of-00002.safetensors": bytes(range(255, -1, -1)) * 64,
     "model.safetensors.index.json": b'{"weight_map": {}}',
 }
-NEVER_  # Contents differ, as equal ones would be fetched once.
-NEEDED = {
+NEVER_NEEDED = {
     ".gitattributes": b"*.safetensors filter=lfs",
     "README.md": b"# A model",
     "pytorch_model.bin": b"pickle",
