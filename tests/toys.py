@@ -184,11 +184,7 @@ def write(
 
 
 def reference(folder: Path, *, device: Any = "cpu", dtype: Any = None) -> tuple[Any, Any]:
-    """The folder as transformers loads it: (model in eval mode, processor).
-
-    Give it folders in the saved style: transformers 5.23 leaves the head of a published, untied llava unloaded. A toy's
-    weights are the same in both styles.
-    """
+    """The folder as transformers loads it: (model in eval mode, processor)."""
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -252,8 +248,8 @@ def shard(folder: Path, shards: int) -> None:
 # canonical names, as transformers 5 has them in memory, to those of the files on the hub (first match wins)
 _PUBLISHED_NAMES = {
     "llava": (
+        (r"^(language_model\.)?lm_head\.", "language_model.lm_head."),
         (r"^(model\.)?language_model\.(model\.)?", "language_model.model."),
-        (r"^lm_head\.", "language_model.lm_head."),
         (r"^(model\.)?vision_tower\.(vision_model\.)?", "vision_tower.vision_model."),
         (r"^(model\.)?multi_modal_projector\.", "multi_modal_projector."),
     ),
