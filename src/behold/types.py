@@ -34,7 +34,12 @@ class ImagePart:
     image: Image
 
 
-Part = TextPart | ImagePart
+@dataclass(frozen=True, slots=True)
+class ImagePlace:
+    """A place for a picture that is given separately; chat.messages.attach_images puts an ImagePart in its stead."""
+
+
+Part = TextPart | ImagePart | ImagePlace
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +113,8 @@ class SamplingParams:
 
     temperature None or 0 is greedy. `stop` are strings, not shown in the text. `seed` None draws one from torch's
     global generator, so `torch.manual_seed` makes a whole program repeatable. Penalties: repetition as in CTRL
-    (prompt and answer), presence and frequency as in the OpenAI API (answer only).
+    (prompt and answer), presence and frequency as in the OpenAI API (answer only). `ignore_eos` leaves only
+    `stop_token_ids` (instead of those and the checkpoint's own) to end an answer.
     """
 
     max_new_tokens: int = 256
@@ -124,6 +130,7 @@ class SamplingParams:
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False
     seed: int | None = None
     logprobs: int | None = None
     num_beams: int = 1

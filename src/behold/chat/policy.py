@@ -1,0 +1,32 @@
+"""What a picture may cost and where it may come from: decided by the caller, never by the picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from behold.errors import OptionError
+
+
+@dataclass(frozen=True, slots=True)
+class MediaPolicy:
+    """Limits on one picture. The defaults suit a local caller, who may name any file and any http(s) address.
+
+    max_bytes: encoded size, of a file, a download or a base64 text after decoding.
+    max_pixels: width × height as the header states it, checked before anything is decoded. The default is the
+        number above which Pillow itself speaks of a decompression bomb.
+    timeout_s: the whole download, redirects included, not one read of it.
+    allow_urls, allow_paths: a server turns these off, or puts its own rules in front.
+    """
+
+    max_bytes: int = 128 * 2**20
+    max_pixels: int = 89_478_485
+    timeout_s: float = 30.0
+    max_redirects: int = 5
+    allow_urls: bool = True
+    allow_paths: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_bytes", 1), ("max_pixels", 1), ("timeout_s", 0.001), ("max_redirects", 0)):
+            value = getattr(self, name)
+            if not value >= least:
+                raise OptionError(f"MediaPolicy.{name} is {value!r}; it must be at least {least}.")
