@@ -1,0 +1,147 @@
+"""One peer in a process of its own: loads a checkpoint, then answers one timed request per line of standard input.
+
+The code is that of a Hugging Face user, for every peer; only the module it is imported from differs. Answers are JSON
+lines on standard output, everything that libraries print goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TextIO
+
+
+def peak_bytes() -> int:
+    """The most resident memory this process has had."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@dataclass
+class Clock:
+    """A streamer that only notes when tokens come: the prompt first, then each step's."""
+
+    arrivals: list[tuple[float, int]] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+
+    def put(self, value: Any) -> None:
+        now = time.perf_counter()
+        new = value.reshape(-1).tolist()
+        self.arrivals.append((now, len(new)))
+        if len(self.arrivals) > 1:
+            self.ids += new
+
+    def end(self) -> None:
+        """Part of the streamers' protocol; nothing to do."""
+
+
+class Peer:
+    """A loaded model and processor of one library."""
+
+    def __init__(self, library: str, folder: str, *, dtype: str, device: str, quantize: str | None) -> None:
+        start = time.perf_counter()
+        module = import_module(library)
+        processors, models = module.AutoProcessor, module.AutoModelForImageTextToText
+        self.import_s = time.perf_counter() - start
+        import torch
+
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        self.base_bytes = peak_bytes()
+        options = {"quantization_config": module.QuantoConfig(weights=quantize)} if quantize else {}
+        start = time.perf_counter()
+        self.processor = processors.from_pretrained(folder)
+        self.model = models.from_pretrained(folder, dtype=dtype, **options).to(device).eval()
+        self.load_s = time.perf_counter() - start
+        self.load_bytes = peak_bytes()
+        self.synchronize = torch.cuda.synchronize if device.startswith("cuda") else None
+
+    def described(self) -> dict[str, Any]:
+        """What is known after loading."""
+        return {
+            "import_s": self.import_s,
+            "load_s": self.load_s,
+            "base_bytes": self.base_bytes,
+            "load_bytes": self.load_bytes,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+        }
+
+    def inputs(self, picture: Any, question: str) -> Any:
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        batch = self.processor(text=text, images=[picture], return_tensors="pt")
+        return batch.to(self.model.device, dtype=self.model.dtype)
+
+    def answer(self, *, picture_seed: int, side: int, prompt_tokens: int, decode_tokens: int) -> dict[str, Any]:
+        """Time one request from the decoded picture to the last token; every run has a picture of its own."""
+        picture = noise(picture_seed, side)
+        question = "What is it?"
+        missing = prompt_tokens - self.inputs(picture, question)["input_ids"].shape[1]
+        question += "?" * max(missing, 0)  # one token a byte
+        clock = Clock()
+        start = time.perf_counter()
+        inputs = self.inputs(picture, question)
+        self.model.generate(
+            **inputs,
+            max_new_tokens=1 + decode_tokens,
+            min_new_tokens=1 + decode_tokens,
+            do_sample=False,
+            streamer=clock,
+        )
+        if self.synchronize:
+            self.synchronize()
+        if len(clock.ids) != 1 + decode_tokens:
+            raise SystemExit(f"{len(clock.ids)} tokens came, {1 + decode_tokens} were asked for")
+        first, last = clock.arrivals[1][0], clock.arrivals[-1][0]
+        later = len(clock.ids) - clock.arrivals[1][1]
+        return {
+            "prompt_tokens": inputs["input_ids"].shape[1],
+            "first_token_s": first - start,
+            "decode_tokens_per_s": later / (last - first) if later else None,
+            "peak_bytes": peak_bytes(),
+            "ids": clock.ids,
+        }
+
+
+def noise(seed: int, side: int) -> Any:
+    """A square picture of seeded noise."""
+    import numpy as np
+    from PIL import Image
+
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8))
+
+
+def _own_stdout() -> TextIO:
+    """Standard output for us alone: what libraries print goes to standard error."""
+    ours = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return ours
+
+
+def main() -> None:
+    """Read a setup, then requests, one JSON object a line, until standard input ends."""
+    out = _own_stdout()
+
+    def say(record: dict[str, Any]) -> None:
+        out.write(json.dumps(record) + "\n")
+        out.flush()
+
+    peer = Peer(**json.loads(sys.stdin.readline()))
+    say(peer.described())
+    for line in sys.stdin:
+        say(peer.answer(**json.loads(line)))
+
+
+if __name__ == "__main__":
+    main()
