@@ -24,7 +24,8 @@ largest in brackets. The code is the same for every row (`AutoProcessor`, `AutoM
 with a streamer that notes the time): *first token* counts from the decoded picture and the messages to the first token,
 preprocessing included; *decode* is the rate of the tokens after it. Every run has another picture, so nothing is
 answered from a cache. *Import* and *load* are timed in fresh processes, with the files in the operating system's cache.
-*Peak* is the most resident memory of the process, up to the end of loading and of all runs.
+*Peak* is the most resident memory of the process, up to the end of loading and of all runs. The last columns say how
+many times better: above 1 is faster, or smaller.
 """
 
 
@@ -79,17 +80,21 @@ def _ratio(row: Measured, base: Measured, column: Column) -> str:
     return f"{ours / theirs if column.more_is_better else theirs / ours:.2f}×"
 
 
+def _head(rows: list[Measured]) -> list[str]:
+    return ["", *(row.name for row in rows), *(f"{row.name} against {rows[0].name}" for row in rows[1:])]
+
+
 def _lines(rows: list[Measured]) -> list[list[str]]:
-    lines = [[row.name, row.loads[0]["dtype"], *(_cell(row, column) for column in COLUMNS)] for row in rows]
-    for row in rows[1:]:
-        ratios = [_ratio(row, rows[0], column) for column in COLUMNS]
-        lines.append([f"{row.name} against {rows[0].name}", "", *ratios])
+    lines = [["weights in memory", *(row.loads[0]["dtype"] for row in rows), *([""] * (len(rows) - 1))]]
+    for column in COLUMNS:
+        ratios = [_ratio(row, rows[0], column) for row in rows[1:]]
+        lines.append([column.title, *(_cell(row, column) for row in rows), *ratios])
     return lines
 
 
 def table(rows: list[Measured]) -> Table:
     """Medians and ratios for the terminal; the first row is what the others are compared with."""
-    result = Table("", "dtype", *(column.title for column in COLUMNS))
+    result = Table(*_head(rows))
     for line in _lines(rows):
         result.add_row(*line)
     return result
@@ -118,7 +123,7 @@ def section(plan: Blueprint, rows: list[Measured], options: Mapping[str, Any]) -
         f"{machine()}; {packages}; {plan.n_parameters / 1e6:.0f} M random parameters ({plan.dtype} on disk); "
         f"{prompt} prompt tokens with one picture, {options['decode']} tokens after the first; {options['runs']} runs."
     )
-    head = ["", "dtype", *(column.title for column in COLUMNS)]
+    head = _head(rows)
     body = ["| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *_lines(rows)]]
     return "\n".join([title, "", what, "", *body, ""])
 
