@@ -87,13 +87,26 @@ def attend_one(
     """
     length, total = q.shape[0], k.shape[1]
     mask = attention_mask(length, total - length, window=window, spans=spans, device=q.device)
+    return attend_masked(q, k, v, mask)
+
+
+def attend_masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """attend_one with a mask that is ready: (T, S) booleans, or None as from `attention_mask`.
+
+    q: (T, Hq, d), k and v: (Hkv, S, d), strided views allowed. Returns (T, Hq, d).
+    """
+    length, n_heads, dim = q.shape
+    if length == 1 and mask is None:
+        # One row sees all: the query heads of a group are as good as query rows, which spares copies of k and v.
+        out = F.scaled_dot_product_attention(q.view(1, k.shape[0], -1, dim), k[None], v[None])
+        return out.view(1, n_heads, dim)
     out = F.scaled_dot_product_attention(
         q.transpose(0, 1)[None],
         k[None],
         v[None],
         attn_mask=mask,
         is_causal=mask is None and length > 1,
-        enable_gqa=q.shape[1] != k.shape[0],
+        enable_gqa=n_heads != k.shape[0],
     )
     return out[0].transpose(0, 1)
 

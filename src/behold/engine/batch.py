@@ -1,0 +1,111 @@
+"""From chunks to the tensors of one step: who fills which rows, at which positions, and where pictures go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from behold.engine.sequence import Chunk
+from behold.nn.attention import AttentionPlan
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepBatch:
+    """The N rows of one step.
+
+    ids, positions: (N,) int64. image_rows (M, D) replace the embeddings of the rows `at` (M,); None without pictures.
+    sample_rows: (R,) the rows whose logits are wanted, in the order of the chunks that sample; None if that is all N.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    plan: AttentionPlan
+    image_rows: Tensor | None
+    at: Tensor | None
+    sample_rows: Tensor | None
+    n_samples: int
+
+
+def build(
+    chunks: Sequence[Chunk], positions: Tensor, image: Callable[[str], Tensor], device: torch.device
+) -> StepBatch:
+    """Pack chunks into rows without padding.
+
+    positions: (capacity,) the position of each place of a sequence. image: digest → (n_tokens, D) embeddings.
+    """
+    ids: list[int] = []
+    lengths: list[int] = []
+    contexts: list[int] = []
+    slots: list[int] = []
+    spans: list[tuple[tuple[int, int], ...]] = []
+    samples: list[int] = []
+    for chunk in chunks:
+        for slot, new in _rows(chunk):
+            ids.extend(new)
+            lengths.append(len(new))
+            contexts.append(chunk.start)
+            slots.append(slot)
+            spans.append(_both_ways(chunk))
+            if chunk.samples:
+                samples.append(len(ids) - 1)
+    image_rows, at = _pictures(chunks, image, device)
+    plan = AttentionPlan(tuple(lengths), tuple(contexts), tuple(slots), tuple(spans) if any(spans) else ())
+    all_rows = len(samples) == len(ids)
+    return StepBatch(
+        ids=torch.tensor(ids, device=device),
+        positions=_positions(positions, lengths, contexts),
+        plan=plan,
+        image_rows=image_rows,
+        at=at,
+        sample_rows=None if all_rows else torch.tensor(samples, device=device, dtype=torch.long),
+        n_samples=len(samples),
+    )
+
+
+def _rows(chunk: Chunk) -> list[tuple[int, list[int]]]:
+    """(cache row, new ids) of a chunk: one, or one a beam."""
+    sequence = chunk.sequence
+    if sequence.beams is not None and sequence.decodes_beams:
+        return [(slot, [beam.ids[-1]]) for slot, beam in zip(sequence.slots, sequence.beams.running, strict=True)]
+    return [(sequence.slots[0], sequence.ids[chunk.start : chunk.stop])]
+
+
+def _both_ways(chunk: Chunk) -> tuple[tuple[int, int], ...]:
+    """Spans inside the chunk that attend both ways. Those before it are in the cache and see nothing new."""
+    return tuple(
+        (span.start, span.stop)
+        for span in chunk.sequence.prompt.spans
+        if span.bidirectional and chunk.start <= span.start and span.stop <= chunk.stop
+    )
+
+
+def _positions(positions: Tensor, lengths: list[int], contexts: list[int]) -> Tensor:
+    """(N,) positions of the rows: slices, which for a single sequence copy nothing."""
+    if len(lengths) == 1:
+        return positions[contexts[0] : contexts[0] + lengths[0]]
+    if all(length == 1 for length in lengths):
+        return positions[torch.tensor(contexts, device=positions.device)]
+    return torch.cat([positions[c : c + n] for c, n in zip(contexts, lengths, strict=True)])
+
+
+def _pictures(
+    chunks: Sequence[Chunk], image: Callable[[str], Tensor], device: torch.device
+) -> tuple[Tensor | None, Tensor | None]:
+    """The parts of pictures that fall into the chunks, (M, D), and the rows (M,) they go to."""
+    pieces: list[Tensor] = []
+    places: list[Tensor] = []
+    first_row = 0
+    for chunk in chunks:
+        for span in chunk.sequence.prompt.spans:
+            start, stop = max(span.start, chunk.start), min(span.stop, chunk.stop)
+            if start < stop:
+                embeddings = image(chunk.sequence.prompt.images[span.image].digest)
+                pieces.append(embeddings[start - span.start : stop - span.start])
+                places.append(torch.arange(start, stop, device=device) - chunk.start + first_row)
+        first_row += chunk.n_rows
+    if not pieces:
+        return None, None
+    return torch.cat(pieces), torch.cat(places)
