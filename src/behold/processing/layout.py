@@ -17,6 +17,8 @@ class ImageLayout(Protocol):
 
     image_token: str
     image_token_id: int
+    special_tokens: tuple[str, ...]
+    """Every token this layout or its family's template relies on; the processor makes sure the tokenizer has them."""
 
     def prepare(self, images: Sequence[Image]) -> list[list[ImageInput]]:
         """Upright RGB pictures of ONE prompt to tower inputs, one list a picture (several where it is split)."""
