@@ -1,7 +1,8 @@
 """Sampling options as people type them, and as generation_config.json states them, to `SamplingParams`.
 
 The short surface has its own two rules: greedy is the default whatever the checkpoint's `do_sample` says, and a
-temperature alone means sampling. What a checkpoint forbids (bad_words_ids) or always applies (penalties) holds here too.
+temperature alone means sampling. What a checkpoint forbids (bad_words_ids) or always applies (penalties) holds here
+too.
 """
 
 from __future__ import annotations

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from behold.types import Answer, Completion, Delta, FinishReason, Prompt, Timings, TokenLogprob, Usage
+from behold.types import Answer, Completion, Delta, FinishReason, Timings, TokenLogprob, Usage
+
+if TYPE_CHECKING:
+    from behold.engine.engine import Engine
+    from behold.engine.request import Request
+    from behold.types import Prompt, SamplingParams
 
 
 class AnswerStream(Iterator[str]):
@@ -16,11 +23,20 @@ class AnswerStream(Iterator[str]):
     """
 
     def __init__(
-        self, deltas: Generator[Delta, None, None], prompt: Prompt, on_end: Callable[[Answer], None] | None = None
+        self, engine: Engine, prompt: Prompt, params: SamplingParams, on_end: Callable[[Answer], None] | None = None
     ) -> None:
+        """Submits the request; `on_end` gets the answer when it is complete or closed early, but not if it fails.
+
+        Raises:
+            OptionError: an option is out of range or clashes with another.
+            CapacityError: the request can never fit.
+        """
+        request = engine.submit(prompt, params)
+        # A generator that was never asked for anything does nothing when it is closed, so the request needs this too.
+        self._cancel = weakref.finalize(self, engine.cancel, request)
         # The generator holds the record, not this object: without a reference cycle, dropping the stream closes it.
-        self._record = _Record(prompt)
-        self._pieces = _pieces(deltas, self._record, on_end)
+        self._record = _Record(request)
+        self._pieces = _pieces(engine.deltas(request), self._record, on_end)
 
     def __iter__(self) -> AnswerStream:
         return self
@@ -31,6 +47,7 @@ class AnswerStream(Iterator[str]):
     def close(self) -> None:
         """Stop the work. Harmless when the answer is complete."""
         self._pieces.close()
+        self._cancel()
 
     @property
     def done(self) -> bool:
@@ -39,7 +56,7 @@ class AnswerStream(Iterator[str]):
 
     @property
     def answer(self) -> Answer:
-        """The answer so far."""
+        """The answer so far: the text of the pieces that have come."""
         return self._record.answer()
 
     def __enter__(self) -> AnswerStream:
@@ -54,38 +71,35 @@ class AnswerStream(Iterator[str]):
 class _Record:
     """What has come of one answer."""
 
-    def __init__(self, prompt: Prompt) -> None:
-        self._prompt = prompt
+    def __init__(self, request: Request) -> None:
+        self._request = request
         self._text: list[str] = []
         self._ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
         self._finish_reason: FinishReason = "cancelled"
-        self._usage: Usage | None = None
-        self._timings: Timings | None = None
 
     def add(self, delta: Delta) -> None:
         self._text.append(delta.text)
         self._ids.extend(delta.ids)
         self._logprobs.extend(delta.logprobs)
         self._finish_reason = delta.finish_reason or self._finish_reason
-        self._usage = delta.usage or self._usage
-        self._timings = delta.timings or self._timings
 
     def answer(self) -> Answer:
-        counted = Usage(len(self._prompt.ids), len(self._ids), self._prompt.image_tokens)
+        prompt = self._request.sequence.prompt
+        ended = self._request.completions
         completion = Completion(
             ids=tuple(self._ids),
             text="".join(self._text),
             finish_reason=self._finish_reason,
-            usage=self._usage or counted,
-            timings=self._timings or Timings(),
+            usage=ended[0].usage if ended else Usage(len(prompt.ids), len(self._ids), prompt.image_tokens),
+            timings=ended[0].timings if ended else Timings(),
             logprobs=tuple(self._logprobs),
         )
         return Answer.of(completion)
 
 
 def _pieces(
-    deltas: Generator[Delta, None, None], record: _Record, on_end: Callable[[Answer], None] | None
+    deltas: Iterator[Delta], record: _Record, on_end: Callable[[Answer], None] | None
 ) -> Generator[str, None, None]:
     try:
         for delta in deltas:
@@ -97,6 +111,7 @@ def _pieces(
         on_end = None
         raise
     finally:
-        deltas.close()
+        if isinstance(deltas, Generator):
+            deltas.close()
         if on_end is not None:
             on_end(record.answer())

@@ -1,0 +1,149 @@
+"""Options that several commands share, each group a record: written once, taken whole.
+
+A command says `@takes(choice=ModelChoice, sampling=SamplingChoice)` and gets one argument for each; on the command
+line every field is an option of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+if TYPE_CHECKING:
+    from behold.api.sampling import SamplingOptions
+    from behold.api.vlm import VLM
+
+DEFAULT_MODEL = "llava-hf/llava-interleave-qwen-0.5b-hf"
+_MODEL = "Model"
+_SAMPLING = "Sampling"
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show where an error happened.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No timings.")]
+
+
+@dataclass(frozen=True)
+class CheckpointChoice:
+    """Which checkpoint."""
+
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            envvar="BEHOLD_MODEL",
+            metavar="ID_OR_DIR",
+            help='A hub id, a folder, or "demo", which is bundled and needs no network.',
+            rich_help_panel=_MODEL,
+        ),
+    ] = DEFAULT_MODEL
+    revision: Annotated[
+        str | None, typer.Option(metavar="REV", help="Branch, tag or commit on the hub.", rich_help_panel=_MODEL)
+    ] = None
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Use what is cached, never the network.", rich_help_panel=_MODEL)
+    ] = False
+
+    @property
+    def hint(self) -> str:
+        """What to try when the checkpoint is not to be had."""
+        return "" if self.model == "demo" else "--model demo is bundled with behold and needs no network"
+
+
+@dataclass(frozen=True)
+class ModelChoice(CheckpointChoice):
+    """Which checkpoint, and how it is run."""
+
+    quantize: Annotated[
+        str | None,
+        typer.Option("--quantize", metavar="SCHEME", help="Smaller weights, such as int8.", rich_help_panel=_MODEL),
+    ] = None
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …", rich_help_panel=_MODEL)] = "auto"
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16.", rich_help_panel=_MODEL)] = "auto"
+
+    def open(self) -> VLM:
+        """The model, loaded.
+
+        Raises:
+            BeholdError: see `behold.load`.
+        """
+        from behold.api.vlm import load
+
+        return load(
+            self.model,
+            device=self.device,
+            dtype=self.dtype,
+            quantize=self.quantize,
+            revision=self.revision,
+            offline=self.offline,
+        )
+
+
+def _number(help: str, *names: str) -> Any:  # noqa: ANN401 - as typer names it; what Annotated takes
+    return typer.Option(*names, help=help, rich_help_panel=_SAMPLING, show_default=False)
+
+
+@dataclass(frozen=True)
+class SamplingChoice:
+    """How answers are chosen; the names of `SamplingOptions`."""
+
+    max_new_tokens: Annotated[int | None, _number("Tokens of an answer at most. [default: 256]")] = None
+    temperature: Annotated[
+        float | None, _number("0: the likeliest token each time; above: sample. [default: 0]", "--temperature", "-t")
+    ] = None
+    top_p: Annotated[float | None, _number("Sample from the likeliest tokens of this total probability.")] = None
+    top_k: Annotated[int | None, _number("Sample from this many likeliest tokens.")] = None
+    min_p: Annotated[float | None, _number("Leave out tokens less likely than this share of the likeliest.")] = None
+    seed: Annotated[int | None, _number("Makes a sampled answer repeatable.")] = None
+    stop: Annotated[list[str] | None, _number("End the answer before this text. May be repeated.")] = None
+    repetition_penalty: Annotated[float | None, _number("Above 1: repeat less, as in CTRL.")] = None
+    presence_penalty: Annotated[float | None, _number("Above 0: new words rather than used ones.")] = None
+    frequency_penalty: Annotated[float | None, _number("Above 0: used words less, the more often used.")] = None
+    num_beams: Annotated[int | None, _number("Beam search over this many beams; the answer comes at once.")] = None
+
+    def keywords(self) -> SamplingOptions:
+        """Those that were given, as keywords of the short surface."""
+        given: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        options: SamplingOptions = {}
+        options.update({name: value for name, value in given.items() if value not in (None, [])})  # type: ignore[typeddict-item]
+        return options
+
+
+def takes(**groups: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Spread records over the command line: each field of `groups[name]` is an option, `name` gets the record."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command)
+        hints = get_type_hints(command, include_extras=True)
+        parameters = [
+            parameter.replace(annotation=hints[parameter.name])
+            for parameter in own.parameters.values()
+            if parameter.name not in groups
+        ]
+        for group in groups.values():
+            types = get_type_hints(group, include_extras=True)
+            parameters += [
+                inspect.Parameter(
+                    item.name, inspect.Parameter.KEYWORD_ONLY, default=item.default, annotation=types[item.name]
+                )
+                for item in fields(group)
+            ]
+
+        @functools.wraps(command)
+        def spread(**given: object) -> None:
+            records = {
+                name: group(**{item.name: given.pop(item.name) for item in fields(group)})
+                for name, group in groups.items()
+            }
+            command(**given, **records)
+
+        spread.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+        spread.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return spread
+
+    return decorate
