@@ -71,7 +71,7 @@ def attention_mask(
     rows = torch.arange(context, total, device=device)[:, None]
     columns = torch.arange(total, device=device)[None, :]
     mask = columns <= rows
-    if windowed:
+    if window is not None and windowed:
         mask &= columns > rows - window
     for start, stop in spans:
         mask |= (rows >= start) & (rows < stop) & (columns >= start) & (columns < stop)
