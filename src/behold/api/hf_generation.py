@@ -195,6 +195,7 @@ def sampling_params(config: GenerationConfig, prompt_tokens: int) -> SamplingPar
         bad_words_ids=tuple(words),
         stop=stop,
         stop_token_ids=frozenset(eos),
+        ignore_eos=True,  # the checkpoint's own ends are in eos, unless the caller replaced them
         num_beams=beams,
         **(_beams(config, answers) if beams > 1 else {}),
     )

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from behold.errors import ChatError, OptionError
 from behold.processing.layout import ImageLayout
-from behold.types import ImageInput, ImageSpan, Prompt
+from behold.processing.processor import find_spans
+from behold.types import ImageInput, Prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,33 +43,9 @@ def read_rows(
     counts = [ids.count(layout.image_token_id) for ids, _ in rows]
     inputs = _unpack(pictures, counts, layout)
     return [
-        Row(Prompt(ids=ids, images=tuple(images), spans=find_spans(ids, images, layout.image_token_id)), columns)
+        Row(Prompt(ids=ids, images=tuple(images), spans=tuple(find_spans(ids, images, layout.image_token_id))), columns)
         for (ids, columns), images in zip(rows, inputs, strict=True)
     ]
-
-
-def find_spans(ids: Sequence[int], images: Sequence[ImageInput], image_token_id: int) -> tuple[ImageSpan, ...]:
-    """Where each input's embeddings go: the image tokens in order, `n_tokens` for each input in order.
-
-    Raises:
-        ChatError: the number of image tokens is not the number of embeddings, or a run of them is cut in two.
-    """
-    places = [index for index, token in enumerate(ids) if token == image_token_id]
-    needed = sum(image.n_tokens for image in images)
-    if len(places) != needed:
-        raise ChatError(
-            f"The ids have {len(places)} image tokens, the {len(images)} pictures need {needed}; "
-            "give input_ids and pixel_values of the same processor call, not truncated."
-        )
-    spans, at = [], 0
-    for index, image in enumerate(images):
-        run = places[at : at + image.n_tokens]
-        if run and run[-1] - run[0] != image.n_tokens - 1:
-            raise ChatError(f"Other tokens stand among the {image.n_tokens} image tokens of picture {index + 1}.")
-        if run:
-            spans.append(ImageSpan(start=run[0], length=image.n_tokens, image=index))
-        at += image.n_tokens
-    return tuple(spans)
 
 
 def mask_of_padding(input_ids: Tensor, pad_id: int | None, end_ids: frozenset[int]) -> Tensor:

@@ -13,17 +13,14 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from behold.api.hf_answers import GenerateOutput, sequences, stream_into
+from behold.api.hf_call import Call, GenerateOutput, read_call, refuse_foreign, rows_of
 from behold.api.hf_config import ConfigView
 from behold.api.hf_forward import ModelOutput, forward_rows, kept, loss_of
-from behold.api.hf_generation import GenerationConfig, check_unsupported, end_ids, is_option, merged, pad_id
-from behold.api.hf_generation import sampling_params as to_sampling_params
-from behold.api.hf_inputs import Row, mask_of_padding, read_rows
+from behold.api.hf_generation import GenerationConfig
 from behold.api.hf_loading import LoadOptions, read_load_options
 from behold.api.hf_unsupported import FOREIGN
 from behold.api.session import open_checkpoint, open_engine, open_model, open_processor
 from behold.errors import OptionError
-from behold.types import Completion, Prompt, SamplingParams
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -34,8 +31,36 @@ if TYPE_CHECKING:
     from behold.models.base import VisionLanguageModel
     from behold.processing.processor import Processor
 
-PICTURE_INPUTS = ("pixel_values", "pixel_attention_mask", "image_sizes")
-"""The tensors beside ids and mask that processors of the supported families return."""
+
+def stream_into(streamer: Streamer, engine: Engine, call: Call) -> list[int]:
+    """Put the prompt (1, T) and then each id (1,) as it comes; returns the answer's ids.
+
+    A streamer with `cancelled` set (TextIteratorStreamer after `close`) ends the answer within one step, and so does
+    one whose `put` raises.
+
+    Raises:
+        OptionError: more than one sequence, or beams, whose ids are not known until the end.
+    """
+    sequences, beams = len(call.rows) * call.answers, call.params.num_beams
+    if sequences > 1 or beams > 1:
+        raise OptionError(
+            f"streamer: one sequence can be streamed, not {sequences} with num_beams={beams}; "
+            "call generate without it, or once for each row."
+        )
+    ids: list[int] = []
+    streamer.put(call.input_ids.cpu())
+    deltas = engine.stream(call.rows[0].prompt, call.params)
+    try:
+        for delta in deltas:
+            for token in delta.ids:
+                ids.append(token)
+                streamer.put(torch.tensor([token]))
+            if getattr(streamer, "cancelled", False):
+                break
+    finally:
+        deltas.close()
+    streamer.end()
+    return ids
 
 
 class AutoModelForImageTextToText:
@@ -136,9 +161,12 @@ class ImageTextToTextModel(nn.Module):
             OptionError: an input or option that has no effect here (inputs_embeds, past_key_values, …).
             ChatError: pictures and places do not match.
         """
-        _refuse_states(inputs)
-        rows = self._rows(input_ids, attention_mask, inputs)
-        logits = forward_rows(self.model, rows, cast("Tensor", input_ids).shape[1])
+        for name in (*FOREIGN, "use_cache", "output_attentions", "output_hidden_states"):
+            refuse_foreign(name, inputs.pop(name, None))
+        if input_ids is None:
+            raise OptionError("input_ids is missing; call with the processor's output: **processor(...).")
+        rows = rows_of(input_ids, attention_mask, cast("dict[str, Tensor | None]", inputs), self._processor.layout)
+        logits = forward_rows(self.model, rows, input_ids.shape[1])
         loss = None if labels is None else loss_of(logits, labels, rows)
         output = ModelOutput(kept(logits, logits_to_keep), loss)
         return output.to_tuple() if return_dict is False else output
@@ -161,7 +189,10 @@ class ImageTextToTextModel(nn.Module):
             ChatError: pictures and places do not match.
         """
         try:
-            return self._generate(inputs, generation_config, streamer, arguments)
+            call = self.read_call(arguments, inputs=inputs, generation_config=generation_config)
+            if streamer is None:
+                return self.answer([call])[0]
+            return call.result([stream_into(streamer, self.engine, call)])
         except BaseException as error:
             # Whoever reads the stream in another thread would wait for ever.
             fail = getattr(streamer, "fail", None)
@@ -169,97 +200,39 @@ class ImageTextToTextModel(nn.Module):
                 fail(error)
             raise
 
-    def _generate(
-        self, ids: Tensor | None, given: object, streamer: Streamer | None, arguments: Mapping[str, object]
-    ) -> Tensor | GenerateOutput:
-        options, tensors = _split(arguments)
-        config = merged(self.generation_config, given, options)
-        input_ids = _one_of(ids, cast("Tensor | None", tensors.pop("input_ids", None)))
-        mask = cast("Tensor | None", tensors.pop("attention_mask", None))
-        if mask is None and input_ids is not None and input_ids.ndim == 2:
-            mask = mask_of_padding(input_ids, pad_id(config), end_ids(config))
-        rows = self._rows(input_ids, mask, tensors)
-        input_ids = cast("Tensor", input_ids)
-        params = to_sampling_params(config, input_ids.shape[1])
-        answers = max(1, config.num_return_sequences or 1)
-        if streamer is not None:
-            found: list[Sequence[int]] = [stream_into(streamer, self.engine, input_ids, rows, params, answers=answers)]
-        else:
-            found = [answer.ids for answer in self.complete([(row.prompt, params) for row in rows], answers)]
-        result = sequences(input_ids.repeat_interleave(answers, dim=0), found, pad_id(config))
-        return GenerateOutput(sequences=result) if config.return_dict_in_generate else result
+    def read_call(
+        self, arguments: Mapping[str, object], *, inputs: Tensor | None = None, generation_config: object = None
+    ) -> Call:
+        """What `generate` would do with these arguments, checked but not run."""
+        return read_call(
+            self.generation_config, generation_config, arguments, inputs=inputs, layout=self._processor.layout
+        )
 
-    def complete(self, requests: Sequence[tuple[Prompt, SamplingParams]], answers: int = 1) -> list[Completion]:
-        """The engine's answers, `answers` for each request, in order; all requests run together."""
-        if any(params.num_beams > 1 for _, params in requests):
-            return [answer for prompt, params in requests for answer in self.engine.beams(prompt, params)]
-        return self.engine.complete([request for request in requests for _ in range(answers)])
+    def answer(self, calls: Sequence[Call]) -> list[Tensor | GenerateOutput]:
+        """The results of several calls of `generate`, whose requests run together."""
+        plain = [request for call in calls if call.params.num_beams == 1 for request in call.requests]
+        answers = iter(self.engine.complete(plain) if plain else [])
+        results = []
+        for call in calls:
+            if call.params.num_beams > 1:
+                found = [beam.ids for prompt, params in call.requests for beam in self.engine.beams(prompt, params)]
+            else:
+                found = [next(answers).ids for _ in call.requests]
+            results.append(call.result(found))
+        return results
 
     @property
     def engine(self) -> Engine:
-        """The engine that runs this model, made on first use.
-
-        It knows no end-of-sequence ids: they come with each request, as `generation_config` may change.
-        """
+        """The engine that runs this model, made on first use."""
         with self._lock:
             if self._engine is None:
-                self._engine = open_engine(self.model, tokenizer=self._processor.tokenizer, eos_token_ids=frozenset())
-            return self._engine
-
-    def _rows(self, input_ids: Tensor | None, mask: Tensor | None, inputs: Mapping[str, object]) -> list[Row]:
-        if input_ids is None:
-            raise OptionError("input_ids is missing; call with the processor's output: **processor(...).")
-        pictures = {name: value for name, value in inputs.items() if value is not None}
-        for name, value in pictures.items():
-            if name not in PICTURE_INPUTS or not isinstance(value, Tensor):
-                known = ", ".join(("input_ids", "attention_mask", *PICTURE_INPUTS))
-                raise OptionError(
-                    f"{name}={type(value).__name__} is not an input of this model; the tensors are {known}."
+                self._engine = open_engine(
+                    self.model, tokenizer=self._processor.tokenizer, eos_token_ids=self._processor.eos_token_ids
                 )
-        return read_rows(input_ids, mask, cast("Mapping[str, Tensor]", pictures), self._processor.layout)
+            return self._engine
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # `to`, `half`, `cuda` and the like: the engine's caches belong to the old device and dtype.
         self._engine = None
         module: Self = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return module
-
-
-def _split(arguments: Mapping[str, object]) -> tuple[dict[str, object], dict[str, object]]:
-    """(options of GenerationConfig, tensors) of a `generate` call.
-
-    Raises:
-        OptionError: an argument that is neither, with the nearest known name.
-    """
-    options: dict[str, object] = {}
-    tensors: dict[str, object] = {}
-    for name, value in arguments.items():
-        if name in FOREIGN:
-            _refuse(name, value)
-        elif name in ("tokenizer", "trust_remote_code"):
-            # transformers needs the tokenizer for stop_strings; here it came with the checkpoint.
-            continue
-        elif is_option(name):
-            options[name] = value
-        elif isinstance(value, Tensor) or value is None:
-            tensors[name] = value
-        else:
-            check_unsupported({name: value})
-    return options, tensors
-
-
-def _refuse_states(inputs: dict[str, object]) -> None:
-    """Take out of `inputs` what only asks for nothing; refuse the rest of what transformers' forward knows."""
-    for name in (*FOREIGN, "use_cache", "output_attentions", "output_hidden_states"):
-        _refuse(name, inputs.pop(name, None))
-
-
-def _refuse(name: str, value: object) -> None:
-    if value is not None and value is not False and value != []:
-        raise OptionError(f"{name}={type(value).__name__} is not supported; leave it out.")
-
-
-def _one_of(by_position: Tensor | None, by_name: Tensor | None) -> Tensor | None:
-    if by_position is not None and by_name is not None:
-        raise OptionError("inputs and input_ids are both given; they are the same thing, give one.")
-    return by_position if by_name is None else by_name

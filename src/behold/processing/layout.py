@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
+    from behold.processing.settings import ImageSettings
     from behold.types import ImageInput
 
 
@@ -19,6 +20,17 @@ class ImageLayout(Protocol):
     image_token_id: int
     special_tokens: tuple[str, ...]
     """Every token this layout or its family's template relies on; the processor makes sure the tokenizer has them."""
+
+    @property
+    def settings(self) -> ImageSettings:
+        """What is done to a picture, as the checkpoint's files say."""
+
+    def changed(self, **settings: object) -> ImageLayout:
+        """The same layout with some settings changed.
+
+        Raises:
+            OptionError: there is no such setting.
+        """
 
     def prepare(self, images: Sequence[Image]) -> list[list[ImageInput]]:
         """Upright RGB pictures of ONE prompt to tower inputs, one list a picture (several where it is split)."""

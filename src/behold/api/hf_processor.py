@@ -1,0 +1,336 @@
+"""`AutoProcessor`: texts, chats and pictures to the tensors a model takes, as its namesake in transformers does."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from jinja2 import meta
+from PIL.Image import Image
+from PIL.Image import new as new_image
+
+from behold.api.hf_batch import Batch, TensorKind, check_kind, floats
+from behold.api.hf_call import refuse_foreign
+from behold.api.hf_image_processor import HFImageProcessor
+from behold.api.hf_images import flat_images, image_rows
+from behold.api.hf_loading import read_hub_options, refuse_rest
+from behold.api.hf_padding import read_padding, read_side
+from behold.api.hf_tokenizer import HFTokenizer, Ids, texts_of
+from behold.api.session import open_checkpoint, open_processor
+from behold.chat import sandbox
+from behold.chat.literals import RenderedPrompt
+from behold.chat.media import load_image
+from behold.chat.messages import parse_messages
+from behold.chat.policy import MediaPolicy
+from behold.chat.template import ChatTemplate
+from behold.errors import ChatError, OptionError
+from behold.processing.processor import Processor
+
+if TYPE_CHECKING:
+    from behold.processing.layout import ImageLayout
+
+# Arguments of a processor call; any other keyword of `apply_chat_template` is a variable of the template.
+_TEXT_OPTIONS = (
+    "padding",
+    "truncation",
+    "max_length",
+    "pad_to_multiple_of",
+    "padding_side",
+    "add_special_tokens",
+    "return_attention_mask",
+)
+_GROUPS = ("text_kwargs", "images_kwargs", "common_kwargs")
+_FOREIGN = ("videos", "audio", "audios", "videos_kwargs", "audio_kwargs", "text_pair", "text_target")
+
+
+class AutoProcessor:
+    """Opens a checkpoint's processor: `AutoProcessor.from_pretrained("llava-hf/llava-1.5-7b-hf")`."""
+
+    def __init__(self) -> None:
+        raise OptionError("AutoProcessor is not made directly; use from_pretrained(id_or_dir).")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **options: object) -> HFProcessor:
+        """The processor of a hub id or folder; no weights are fetched.
+
+        options: revision, cache_dir, token, local_files_only; `padding_side`; and settings of the image processor
+        that replace the checkpoint's (`do_image_splitting=False`, `size=` …).
+
+        Raises:
+            OptionError: an option that cannot be honoured.
+            CheckpointError: the checkpoint cannot be found, read or used.
+        """
+        hub, rest = read_hub_options(options)
+        files = open_checkpoint(
+            pretrained_model_name_or_path,
+            revision=hub.revision,
+            cache_dir=hub.cache_dir,
+            token=hub.token,
+            local_files_only=hub.local_files_only,
+            with_weights=False,
+        )
+        processor = HFProcessor(open_processor(files))
+        if (side := rest.pop("padding_side", None)) is not None:
+            processor.tokenizer.padding_side = read_side(side)
+        known = processor.image_processor.settings
+        changes = {name: rest.pop(name) for name in list(rest) if name in known and rest[name] is not None}
+        processor.image_processor.change(**changes)
+        refuse_rest(rest, f"padding_side, {', '.join(known)}")
+        return processor
+
+
+class HFProcessor:
+    """Text and pictures to tensors and back. Threads may share it as long as nobody changes its settings.
+
+    Attributes: tokenizer, image_processor (whose settings can be set), chat_template.
+    """
+
+    def __init__(self, processor: Processor) -> None:
+        self.processor = processor
+        self.tokenizer = HFTokenizer(processor.tokenizer)
+        self.image_processor = HFImageProcessor(processor.layout)
+        self._policy = MediaPolicy()
+
+    @property
+    def chat_template(self) -> str | None:
+        """The template's Jinja source; None where the checkpoint has none."""
+        template = self.processor.template
+        return None if template is None else template.source
+
+    @property
+    def image_token(self) -> str:
+        """What stands for a picture in a text."""
+        return self.image_processor.layout.image_token
+
+    @property
+    def image_token_id(self) -> int:
+        """The id at every place that a picture's embeddings take."""
+        return self.image_processor.layout.image_token_id
+
+    def with_timeout(self, timeout_s: float) -> HFProcessor:
+        """The same processor, whose downloads of pictures may take this long."""
+        other = copy.copy(self)
+        other._policy = replace(self._policy, timeout_s=timeout_s)
+        return other
+
+    # --- to tensors ----------------------------------------------------------------------------------------------
+
+    def __call__(
+        self,
+        images: object = None,
+        text: str | Sequence[str] | None = None,
+        *,
+        return_tensors: TensorKind = None,
+        **options: object,
+    ) -> Batch:
+        """input_ids and attention_mask of one or several texts, and pixel_values (…) of their pictures.
+
+        images: one picture, several, or a list for each text; any form that a picture can have. Texts have one image
+        token for each. options: padding, padding_side, pad_to_multiple_of, max_length, add_special_tokens,
+        return_attention_mask, settings of the image processor for this call, or groups of them (text_kwargs,
+        images_kwargs, common_kwargs). Without return_tensors values are lists.
+
+        Raises:
+            OptionError: an option that is unknown or cannot be honoured.
+            ChatError: pictures and places do not match. MediaError: a picture cannot be read.
+        """
+        options = _flattened(options)
+        kind = cast("TensorKind", options.pop("return_tensors", return_tensors))
+        check_kind(kind)
+        chosen = {name: options.pop(name) for name in _TEXT_OPTIONS if name in options}
+        processor = self._with(self.image_processor.layout_with(options))
+        if text is None:
+            if images is None:
+                raise OptionError("text and images are both missing; give at least one.")
+            return self.image_processor.batch(flat_images(images, self._load), kind, layout=processor.layout)
+        texts = texts_of(text)
+        places = [places_in(row, self.image_token) for row in texts]
+        pictures = image_rows(images, places, self._load)
+        return self._batch(processor, texts, pictures, kind, **cast("Any", chosen))
+
+    def _batch(
+        self,
+        processor: Processor,
+        texts: Sequence[str],
+        pictures: Sequence[Sequence[Image]],
+        kind: TensorKind,
+        *,
+        padding: bool | str | None = False,
+        truncation: bool | str | None = None,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: str | None = None,
+        add_special_tokens: bool = True,
+        return_attention_mask: bool | None = None,
+    ) -> Batch:
+        side = self.tokenizer.padding_side if padding_side is None else read_side(padding_side)
+        settings = read_padding(
+            padding, side=side, max_length=max_length, pad_to_multiple_of=pad_to_multiple_of, truncation=truncation
+        )
+        prompts = [
+            processor.prompt(text, images, add_special_tokens=add_special_tokens)
+            for text, images in zip(texts, pictures, strict=True)
+        ]
+        ids = [prompt.ids for prompt in prompts]
+        batch = self.tokenizer.batch(ids, settings, kind, masks=return_attention_mask is not False)
+        for name, tensor in processor.layout.pack([prompt.images for prompt in prompts]).items():
+            batch[name] = floats(tensor, kind)
+        return batch
+
+    def _with(self, layout: ImageLayout) -> Processor:
+        own = self.processor
+        if layout is own.layout:
+            return own
+        return Processor(own.tokenizer, layout, own.template, own.eos_token_ids)
+
+    # --- chats ---------------------------------------------------------------------------------------------------
+
+    def apply_chat_template(
+        self,
+        conversation: Sequence[object],
+        chat_template: str | None = None,
+        *,
+        tools: Sequence[object] | None = None,
+        documents: Sequence[object] | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        return_tensors: TensorKind = None,
+        processor_kwargs: Mapping[str, object] | None = None,
+        **variables: object,
+    ) -> Any:  # noqa: ANN401 - text, ids or a Batch, as asked for
+        """A conversation, or a list of them, as the prompt's text; with tokenize as ids, or (return_dict) a Batch.
+
+        Pictures may be in the messages ({"type": "image", "image"/"url"/"path"/"base64": …}) or, for bare places, in
+        processor_kwargs["images"]. variables: what the template knows by name, and options of the processor's call.
+        Text that people wrote is never read as special tokens.
+
+        Raises:
+            OptionError: a keyword that neither the template nor the processor knows, or that cannot be honoured.
+            ChatError: malformed messages, or a template that refuses them. MediaError: a picture cannot be read.
+        """
+        return_tensors = None if return_tensors == "auto" else return_tensors
+        template = self._template(chat_template)
+        arguments = dict(processor_kwargs or {})
+        self._sort(template, variables, arguments)
+        given = {"tools": tools, "documents": documents, **variables}
+        batched = _is_batch(conversation)
+        chats = [
+            parse_messages(chat, load=self._load if tokenize else _unread)
+            for chat in (conversation if batched else [conversation])
+        ]
+        texts = [
+            template.render(
+                chat,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                **{name: value for name, value in given.items() if value is not None},
+            )
+            for chat in chats
+        ]
+        if not tokenize:
+            return texts if batched else texts[0]
+        arguments.setdefault("add_special_tokens", not self._starts_itself(texts[0]))
+        if arguments.get("images") is None:
+            arguments["images"] = [[image for message in chat for image in message.images] for chat in chats]
+        out = self(text=texts, return_tensors=return_tensors, **arguments)
+        return out if return_dict else out["input_ids"]
+
+    def _sort(self, template: ChatTemplate, variables: dict[str, object], arguments: dict[str, object]) -> None:
+        """Move the keywords that are for the processor from `variables` to `arguments`; refuse those for nobody."""
+        for name in list(variables):
+            if name in (*_TEXT_OPTIONS, *_GROUPS, *_FOREIGN, "images", *self.image_processor.settings):
+                arguments[name] = variables.pop(name)
+            elif name == "sanitize_control_tokens":
+                del variables[name]  # text in messages never becomes control tokens here, whatever it says
+            elif name in ("return_assistant_tokens_mask", "load_audio_from_video"):
+                refuse_foreign(name, variables.pop(name))
+        known = meta.find_undeclared_variables(sandbox.environment().parse(template.source))
+        for name in variables:
+            if name not in known:
+                raise OptionError(
+                    f"{name!r} is neither a variable of the chat template nor an option of the processor; "
+                    f"the template reads {', '.join(sorted(known))}."
+                )
+
+    def _template(self, source: str | None) -> ChatTemplate:
+        own = self.processor.template
+        if source is None:
+            if own is None:
+                raise ChatError("The checkpoint has no chat template; give chat_template=, or write a prompt.")
+            return own
+        tokenizer = self.processor.tokenizer
+        return ChatTemplate(
+            source, tokenizer.named_tokens, control_tokens=tokenizer.special_tokens, image_token=self.image_token
+        )
+
+    def _starts_itself(self, text: str) -> bool:
+        """Whether a template wrote the first token already, so that the tokenizer must not add another."""
+        first = self.tokenizer.bos_token
+        return bool(first) and text.startswith(cast("str", first))
+
+    def _load(self, source: object) -> Image:
+        return load_image(source, policy=self._policy)
+
+    # --- back to text --------------------------------------------------------------------------------------------
+
+    def decode(
+        self, token_ids: Ids, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
+    ) -> Any:  # noqa: ANN401 - a text, or texts for rows of ids
+        """See `HFTokenizer.decode`."""
+        return self.tokenizer.decode(token_ids, skip_special_tokens, clean_up_tokenization_spaces)
+
+    def batch_decode(
+        self, sequences: Ids, skip_special_tokens: bool = False, clean_up_tokenization_spaces: bool | None = None
+    ) -> list[str]:
+        """See `HFTokenizer.batch_decode`."""
+        return self.tokenizer.batch_decode(sequences, skip_special_tokens, clean_up_tokenization_spaces)
+
+    def post_process_image_text_to_text(
+        self,
+        generated_outputs: Ids,
+        skip_special_tokens: bool = True,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> list[str]:
+        """The texts of generated ids, without special tokens."""
+        return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens, clean_up_tokenization_spaces)
+
+
+def places_in(text: str, image_token: str) -> int:
+    """How many pictures a text has places for; in a RenderedPrompt what people typed does not count."""
+    literals = text.literals if isinstance(text, RenderedPrompt) else ()
+    return text.count(image_token) - sum(text[start:stop].count(image_token) for start, stop in literals)
+
+
+def _flattened(options: Mapping[str, object]) -> dict[str, object]:
+    """The options of a call, groups such as text_kwargs spread out.
+
+    Raises:
+        OptionError: one is given twice, or asks for other media than text and pictures.
+    """
+    flat = {name: value for name, value in options.items() if name not in (*_GROUPS, *_FOREIGN)}
+    for name in _FOREIGN:
+        if options.get(name):
+            raise OptionError(f"{name} is not supported: texts and pictures are; leave it out.")
+    for group in _GROUPS:
+        for name, value in cast("Mapping[str, object]", options.get(group) or {}).items():
+            if name in flat:
+                raise OptionError(f"{name!r} is given twice, in {group} and as an argument; give it once.")
+            flat[name] = value
+    return flat
+
+
+def _is_batch(conversation: object) -> bool:
+    """Whether this is a list of conversations rather than one."""
+    if not isinstance(conversation, list | tuple) or not conversation:
+        return False
+    return isinstance(conversation[0], list | tuple)
+
+
+def _unread(source: object) -> Image:
+    """Stands for a picture where only the text is wanted: nothing is fetched or opened."""
+    return new_image("RGB", (1, 1))

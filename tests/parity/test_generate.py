@@ -1,0 +1,190 @@
+"""`generate` and `forward` beside transformers: the same tensors in, the same ids and logits out."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from behold import AutoModelForImageTextToText, AutoProcessor
+from tests import toys
+
+FAMILIES = tuple(toys.TOYS)
+MAIN = ("llava-siglip-qwen2", "llava-clip-llama", "idefics2-split")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One checkpoint in both libraries."""
+
+    ours: Any
+    theirs: Any
+    processor: Any
+    their_processor: Any
+
+
+@functools.cache
+def pair(name: str) -> Pair:
+    folder = toys.checkpoint(name)
+    theirs, their_processor = toys.reference(folder)
+    their_processor.tokenizer.padding_side = "left"
+    ours = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    return Pair(ours, theirs, AutoProcessor.from_pretrained(folder), their_processor)
+
+
+def chat(processor: Any, question: str, pictures: int) -> str:
+    content = [{"type": "image"}] * pictures + [{"type": "text", "text": question}]
+    return str(processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True))
+
+
+def mixed_batch(name: str) -> Any:
+    """Rows of different lengths: two pictures, none, one; the reference's own tensors."""
+    processor = pair(name).their_processor
+    pictures = [toys.picture(40, 30, 0), toys.picture(23, 51, 1), toys.picture(56, 56, 2)]
+    texts = [
+        chat(processor, "What changed between these two pictures?", 2),
+        chat(processor, "Hello there.", 0),
+        chat(processor, "How many shapes are there?", 1),
+    ]
+    return processor(text=texts, images=[pictures[:2], [], pictures[2:]] if "idefics" in name else pictures,
+                     padding=True, return_tensors="pt")  # fmt: skip
+
+
+def same_ids(name: str, inputs: Any, **options: Any) -> torch.Tensor:
+    both = pair(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = both.theirs.generate(**inputs, **options)
+    found = both.ours.generate(**inputs, **options)
+    assert torch.equal(found, expected), f"{found[:, inputs.input_ids.shape[1]:]}\n{expected[:, inputs.input_ids.shape[1]:]}"
+    return found
+
+
+# --- forward ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_with_left_padding_and_rows_without_pictures(name: str) -> None:
+    inputs = mixed_batch(name)
+    with torch.no_grad():
+        expected = pair(name).theirs(**inputs).logits
+        found = pair(name).ours(**inputs).logits
+    real = inputs.attention_mask.bool()
+    assert not real.all(), "the batch has padding"
+    torch.testing.assert_close(found[real], expected[real], atol=1e-4, rtol=1e-4)
+    assert not found[~real].any(), "padding has no logits"
+
+
+@pytest.mark.parametrize("name", MAIN)
+def test_loss_and_last_logits(name: str) -> None:
+    inputs = mixed_batch(name)
+    labels = inputs.input_ids.masked_fill(inputs.attention_mask == 0, -100)
+    with torch.no_grad():
+        expected = pair(name).theirs(**inputs, labels=labels)
+        found = pair(name).ours(**inputs, labels=labels, logits_to_keep=2)
+    torch.testing.assert_close(found.loss, expected.loss, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.logits, expected.logits[:, -2:], atol=1e-4, rtol=1e-4)
+    assert found["loss"] is found[0] and found.to_tuple() == (found.loss, found.logits)
+
+
+# --- generate --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_greedy(name: str) -> None:
+    same_ids(name, mixed_batch(name), max_new_tokens=12)
+
+
+@pytest.mark.parametrize("name", MAIN)
+@pytest.mark.parametrize("answers", [1, 3])
+def test_beams(name: str, answers: int) -> None:
+    found = same_ids(name, mixed_batch(name), max_new_tokens=8, num_beams=3, num_return_sequences=answers)
+    assert found.shape[0] == 3 * answers
+
+
+@pytest.mark.parametrize("name", MAIN)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"repetition_penalty": 1.3},
+        {"no_repeat_ngram_size": 2},
+        {"min_new_tokens": 9, "max_new_tokens": 10},
+        {"num_beams": 2, "length_penalty": 2.0, "early_stopping": True},
+        {"num_beams": 2, "length_penalty": -1.0, "early_stopping": "never"},
+        {"max_new_tokens": None, "max_length": 140},
+        {"do_sample": False, "temperature": None, "top_p": None},
+    ],
+    ids=str,
+)
+def test_options(name: str, options: dict[str, Any]) -> None:
+    same_ids(name, mixed_batch(name), **{"max_new_tokens": 10, **options})
+
+
+@pytest.mark.parametrize("name", MAIN)
+def test_forbidden_words_and_own_ends(name: str) -> None:
+    inputs = mixed_batch(name)
+    width = inputs.input_ids.shape[1]
+    plain = same_ids(name, inputs, max_new_tokens=8)[:, width:]
+    word = [[int(plain[0, 0])], plain[1, :2].tolist()]
+    same_ids(name, inputs, max_new_tokens=8, bad_words_ids=word)
+    ended = same_ids(name, inputs, max_new_tokens=8, eos_token_id=int(plain[0, 3]), pad_token_id=1)[:, width:]
+    assert int((ended[0] == 1).sum()) >= 4, "the first row ends early and is padded"
+    same_ids(name, inputs, max_new_tokens=8, eos_token_id=[int(plain[0, 3]), int(plain[1, 5])], num_beams=2)
+
+
+def test_stop_strings_end_the_answer_with_the_ids_of_the_string() -> None:
+    name = "llava-siglip-qwen2"
+    both, inputs = pair(name), mixed_batch(name)
+    width = inputs.input_ids.shape[1]
+    plain = both.ours.generate(**inputs, max_new_tokens=12)[:, width:]
+    text = both.processor.decode(plain[0, 4:6])
+    found = same_ids(name, inputs, max_new_tokens=12, stop_strings=[text], tokenizer=both.their_processor.tokenizer)
+    assert both.processor.decode(found[0, width:], skip_special_tokens=True).endswith(text)
+
+
+@pytest.mark.parametrize("name", MAIN)
+def test_each_row_is_what_it_is_alone(name: str) -> None:
+    """The engine's own guarantee, through this door: padding and neighbours change nothing."""
+    processor = pair(name).processor
+    picture = toys.picture(40, 30, 0)
+    texts = [chat(processor, "How many?", 1), chat(processor, "Hello there, what do we see?", 0)]
+    batch = processor(text=texts, images=[[picture], []], padding=True, return_tensors="pt")
+    together = pair(name).ours.generate(**batch, max_new_tokens=6)[:, batch.input_ids.shape[1] :]
+    for row, (text, images) in enumerate(zip(texts, ([picture], None), strict=True)):
+        one = processor(text=text, images=images, return_tensors="pt")
+        alone = pair(name).ours.generate(**one, max_new_tokens=6)[0, one.input_ids.shape[1] :]
+        assert together[row, : len(alone)].tolist() == alone.tolist()
+
+
+def test_right_padding_and_a_missing_mask_are_read_as_well() -> None:
+    name = "llava-siglip-qwen2"
+    both, inputs = pair(name), mixed_batch(name)
+    width, pad = inputs.input_ids.shape[1], both.processor.tokenizer.pad_token_id
+    expected = both.ours.generate(**inputs, max_new_tokens=6)[:, width:]
+    rows = [row[mask.bool()].tolist() for row, mask in zip(inputs.input_ids, inputs.attention_mask, strict=True)]
+    right = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
+    pixels = inputs.pixel_values
+    found = both.ours.generate(input_ids=right, attention_mask=(right != pad).long(), pixel_values=pixels, max_new_tokens=6)
+    assert torch.equal(found[:, width:], expected)
+    both.ours.generation_config.pad_token_id = pad
+    found = both.ours.generate(inputs.input_ids, pixel_values=pixels, max_new_tokens=6)
+    assert torch.equal(found[:, width:], expected)
+
+
+def test_the_checkpoints_defaults_hold_and_the_callers_go_first(tmp_path: Any) -> None:
+    import json
+
+    folder = toys.copy(toys.checkpoint("llava-clip-llama"), tmp_path / "toy")
+    settings = {"max_new_tokens": 5, "repetition_penalty": 1.5, "eos_token_id": 2, "pad_token_id": 0}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    theirs, processor = toys.reference(folder)
+    ours = AutoModelForImageTextToText.from_pretrained(folder)
+    inputs = processor(text="USER: Hello ASSISTANT:", return_tensors="pt")
+    for options in ({}, {"max_new_tokens": 3}, {"repetition_penalty": 1.0}):
+        assert torch.equal(ours.generate(**inputs, **options), theirs.generate(**inputs, **options))
+    ours.generation_config.max_new_tokens = theirs.generation_config.max_new_tokens = 7
+    assert torch.equal(ours.generate(**inputs), theirs.generate(**inputs))
