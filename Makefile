@@ -10,7 +10,7 @@ RUNTIME := $(VENV)/.behold-runtime
 TESTING := $(VENV)/.behold-test
 INSTALL := $(BIN)/python -m pip install --progress-bar off -c constraints.txt
 # pip's story in two lines: the packages as they are fetched, and when they are unpacked
-BRIEFLY := awk '/^ *Collecting /{printf " %s", $$2; fflush()} /^Installing/{printf "\n   unpacking …"; fflush()} END{print ""}'
+BRIEFLY := awk '/^ *Collecting /{sub(/[^A-Za-z0-9_.-].*/, "", $$2); printf " %s", $$2; fflush()} /^Installing/{printf "\n   unpacking …"; fflush()} END{print ""}'
 PICTURE ?= examples/scene.png
 QUESTION ?= What do we see in this image?
 
