@@ -21,7 +21,9 @@ PICTURE = 60
 class FakeDecoder(nn.Module):
     """Attention with grouped heads, additive positions and an MLP; `window` on the odd layers."""
 
-    def __init__(self, *, layers: int = 2, width: int = 32, heads: int = 4, kv_heads: int = 2, window: int | None = None):
+    def __init__(
+        self, *, layers: int = 2, width: int = 32, heads: int = 4, kv_heads: int = 2, window: int | None = None
+    ):
         super().__init__()
         self.heads, self.kv_heads, self.dim, self.window = heads, kv_heads, width // heads, window
         self.embed_tokens = nn.Embedding(VOCABULARY, width)
@@ -108,9 +110,7 @@ def next_logits(model: FakeModel, asked: Prompt, answer: Sequence[int] = ()) -> 
     spans = tuple((span.start, span.stop) for span in asked.spans if span.bidirectional)
     rows = [torch.from_numpy(asked.images[span.image].pixels) for span in asked.spans]
     at = [torch.arange(span.start, span.stop) for span in asked.spans]
-    embeddings = model.embed(
-        torch.tensor(ids), torch.cat(rows) if rows else None, torch.cat(at) if at else None
-    )
+    embeddings = model.embed(torch.tensor(ids), torch.cat(rows) if rows else None, torch.cat(at) if at else None)
     plan = AttentionPlan((len(ids),), (0,), (0,), (spans,))
     hidden = model.decoder(embeddings, model.positions(len(ids)), PlainCache(plan))
     return model.logits(hidden[-1:])[0]

@@ -55,8 +55,8 @@ def test_a_prompt_is_read_in_chunks_while_answers_go_on() -> None:
     assert steps == [[(0, 5, 1), (1, 0, 10)], [(0, 6, 1), (1, 10, 10)], [(0, 7, 1), (1, 20, 5)]]
 
 
-def test_scheduling_twice_gives_the_same(  # a broken-off step is simply scheduled again
-) -> None:
+def test_scheduling_twice_gives_the_same() -> None:
+    """A step that was broken off is simply scheduled again."""
     plan = scheduler()
     for key in range(3):
         plan.add(sequence(key, 7))
@@ -116,9 +116,11 @@ def test_a_preempted_sequence_reads_its_own_answer_again() -> None:
     plan.finish(item)
     item.computed = 0
     plan.add(item)
-    assert shown(chunks := plan.schedule()) == [(0, 0, 5)] and not chunks[0].samples
+    chunks = plan.schedule()
+    assert shown(chunks) == [(0, 0, 5)] and not chunks[0].samples
     record(chunks)
-    assert shown(chunks := plan.schedule()) == [(0, 5, 1)] and chunks[0].samples
+    chunks = plan.schedule()
+    assert shown(chunks) == [(0, 5, 1)] and chunks[0].samples
 
 
 def test_the_table_counts_gaps_as_memory() -> None:
@@ -188,6 +190,8 @@ def test_any_traffic_is_served_in_order_and_leaves_nothing(
 
 
 def test_the_planning_half_is_free_of_torch() -> None:
-    names = ", ".join(f"behold.engine.{name}" for name in ("scheduler", "blocks", "sequence", "stops", "params", "beams"))
+    names = ", ".join(
+        f"behold.engine.{name}" for name in ("scheduler", "blocks", "sequence", "stops", "params", "beams")
+    )
     code = f"import {names}, behold.engine.request, sys; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,205 @@
+"""What must hold for every family, as asserts: one line a family.
+
+    subject = invariants.load(toys.checkpoint("llava-siglip-qwen2"))
+    for check in invariants.ALL:
+        check(subject)
+
+The yardstick is `uncached`: each next token from one pass over everything before it, without cache, batch or engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from behold.engine.engine import Engine, EngineOptions
+from behold.models.base import VisionLanguageModel
+from behold.nn.attention import AttentionPlan, PlainCache
+from behold.processing.processor import Processor
+from behold.types import Completion, ImagePart, Message, Prompt, SamplingParams, TextPart
+
+NEW_TOKENS = 10
+
+
+@dataclass(eq=False)
+class Subject:
+    """A model with prompts that differ in length and in the number and size of pictures."""
+
+    model: VisionLanguageModel
+    processor: Processor
+    prompts: list[Prompt]
+    params: SamplingParams = field(default_factory=lambda: SamplingParams(max_new_tokens=NEW_TOKENS))
+    _expected: list[tuple[int, ...]] = field(default_factory=list)
+
+    def engine(self, **options: int) -> Engine:
+        return Engine(
+            self.model,
+            tokenizer=self.processor.tokenizer,
+            eos_token_ids=self.processor.eos_token_ids,
+            options=EngineOptions(**options),
+        )
+
+    @property
+    def expected(self) -> list[tuple[int, ...]]:
+        """The ids each prompt is answered with, by `uncached`."""
+        if not self._expected:
+            self._expected = [
+                uncached(self.model, prompt, NEW_TOKENS, self.processor.eos_token_ids) for prompt in self.prompts
+            ]
+            assert len(set(self._expected)) > 1, "equal answers to everything would prove nothing"
+        return self._expected
+
+    @property
+    def requests(self) -> list[tuple[Prompt, SamplingParams]]:
+        return [(prompt, self.params) for prompt in self.prompts]
+
+
+def load(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Subject:
+    """A checkpoint with five prompts: text only, one picture, two, a picture seen before, a long one."""
+    from behold.checkpoint.files import CheckpointFiles
+    from behold.models.load import load_model
+    from behold.models.registry import find_family
+
+    files = CheckpointFiles.read(folder)
+    family = find_family(files.config)
+    processor = Processor.load(files, family.layout(family.read_config(files.config), files))
+    model = load_model(files, device=torch.device(device), dtype=dtype, progress=False)
+    wide, tall = picture(40, 28, 0), picture(26, 44, 1)
+    asked: list[tuple[list[Image.Image], str]] = [
+        ([], "Which colour is it?"),
+        ([wide], "What do we see in this image?"),
+        ([tall, wide], "What changed?"),
+        ([wide], "How many shapes?"),
+        ([tall], "Describe the scene; read the text. " * 4),
+    ]
+    return Subject(model, processor, [_prompt(processor, images, text) for images, text in asked])
+
+
+def picture(width: int, height: int, seed: int) -> Image.Image:
+    """Noise in blocks, reproducible."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(blocks).resize((width, height), Image.Resampling.BILINEAR)
+
+
+@torch.inference_mode()
+def uncached(model: VisionLanguageModel, prompt: Prompt, n_new: int, eos: frozenset[int]) -> tuple[int, ...]:
+    """Greedy by definition: a pass over prompt and answer for every token, pictures encoded one by one."""
+    rows = at = None
+    if prompt.spans:
+        pictures = [model.encode_images([image])[0] for image in prompt.images]
+        rows = torch.cat([pictures[span.image] for span in prompt.spans])
+        at = torch.cat([torch.arange(span.start, span.stop) for span in prompt.spans]).to(model.device)
+    spans = tuple((span.start, span.stop) for span in prompt.spans if span.bidirectional)
+    answer: list[int] = []
+    while len(answer) < n_new and not (answer and answer[-1] in eos):
+        ids = torch.tensor([*prompt.ids, *answer], device=model.device)
+        plan = AttentionPlan((len(ids),), (0,), (0,), (spans,))
+        positions = model.positions(len(ids)).to(model.device)
+        hidden = model.hidden(model.embed(ids, rows, at), positions, PlainCache(plan))
+        answer.append(int(model.logits(hidden[-1:])[0].argmax()))
+    return tuple(answer)
+
+
+# --- the invariants ------------------------------------------------------------------------------------------------
+
+
+def cached_equals_uncached(subject: Subject) -> None:
+    """Keys and values: one request at a time through the engine gives the definition's answer."""
+    engine = subject.engine()
+    for prompt, expected in zip(subject.prompts, subject.expected, strict=True):
+        assert engine.complete([(prompt, subject.params)])[0].ids == expected
+    engine.check()
+
+
+def batched_equals_alone(subject: Subject) -> None:
+    """Requests of all lengths at once, text-only ones among those with pictures, in fewer rows than requests too."""
+    for rows in (len(subject.prompts), 2):
+        engine = subject.engine(max_rows=rows)
+        assert _ids(engine.complete(subject.requests)) == subject.expected
+        engine.check()
+
+
+def chunked_equals_whole(subject: Subject) -> None:
+    """Prompts read in pieces that cut through pictures."""
+    for budget in (3, 17):
+        engine = subject.engine(max_step_tokens=budget)
+        assert _ids(engine.complete(subject.requests)) == subject.expected
+
+
+def pictures_cached_equal_uncached(subject: Subject) -> None:
+    """A picture seen before is not encoded again, and one that may not stay is; the answers are the same."""
+    keeping, dropping = subject.engine(), subject.engine(image_cache_bytes=1, max_step_tokens=7)
+    for engine in (keeping, dropping):
+        for _ in range(2):
+            assert _ids(engine.complete(subject.requests)) == subject.expected
+        engine.check()
+    digests = {image.digest for prompt in subject.prompts for image in prompt.images}
+    misses, seen = keeping.stats().image_cache_misses, keeping.stats().image_cache_hits
+    assert misses >= len(digests) and seen > 0
+    assert keeping.stats().image_cache_bytes > dropping.stats().image_cache_bytes == 0
+
+
+def streamed_equals_whole(subject: Subject) -> None:
+    """Deltas join to the whole answer, also where a stop string ends it."""
+    engine = subject.engine()
+    for prompt in subject.prompts:
+        whole = engine.complete([(prompt, subject.params)])[0]
+        middle = whole.text[len(whole.text) // 2 :][:2]
+        for params in (subject.params, replace(subject.params, stop=(middle,) if middle else ())):
+            deltas = list(engine.stream(prompt, params))
+            again = engine.complete([(prompt, params)])[0]
+            assert "".join(delta.text for delta in deltas) == again.text
+            assert sum((delta.ids for delta in deltas), ()) == again.ids
+            assert deltas[-1].finish_reason == again.finish_reason
+            assert not params.stop or (params.stop[0] not in again.text and whole.text.startswith(again.text))
+    engine.check()
+
+
+def sampled_the_same_whatever_runs(subject: Subject) -> None:
+    """A seed gives the same sample alone and in company."""
+    params = [replace(subject.params, temperature=1.0, top_p=0.9, seed=i) for i in range(len(subject.prompts))]
+    engine = subject.engine()
+    together = engine.complete(list(zip(subject.prompts, params, strict=True)))
+    alone = [engine.complete([request])[0] for request in zip(subject.prompts, params, strict=True)]
+    assert _ids(together) == _ids(alone) != subject.expected
+
+
+def joined_and_left_equals_alone(subject: Subject) -> None:
+    """Requests that come in the middle of others' answers, and others that are cancelled there."""
+    engine = subject.engine(max_rows=3, max_step_tokens=16)
+    submitted = []
+    for prompt in [*subject.prompts, *subject.prompts]:
+        submitted.append(engine.submit(prompt, subject.params))
+        engine.step()
+    engine.cancel(submitted[3])
+    engine.cancel(submitted[8])
+    engine.wait(submitted)
+    for index, (request, expected) in enumerate(zip(submitted, [*subject.expected, *subject.expected], strict=True)):
+        ids = request.completions[0].ids
+        assert ids == (expected[: len(ids)] if index in {3, 8} else expected)
+    engine.check()
+
+
+ALL: tuple[Callable[[Subject], None], ...] = (
+    cached_equals_uncached,
+    batched_equals_alone,
+    chunked_equals_whole,
+    pictures_cached_equal_uncached,
+    streamed_equals_whole,
+    sampled_the_same_whatever_runs,
+    joined_and_left_equals_alone,
+)
+
+
+def _ids(completions: Sequence[Completion]) -> list[tuple[int, ...]]:
+    return [completion.ids for completion in completions]
+
+
+def _prompt(processor: Processor, images: Sequence[Image.Image], text: str) -> Prompt:
+    parts = (*(ImagePart(image) for image in images), TextPart(text))
+    return processor.chat([Message("user", parts)])
