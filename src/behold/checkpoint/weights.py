@@ -1,0 +1,298 @@
+"""Safetensors files to module: everything is checked from the headers first, then streamed tensor by tensor.
+
+The module is built on the meta device, so nothing is initialised twice. A tensor whose type already fits stays memory
+mapped on the CPU (a private mapping: the file is never written to); any other is read, converted and placed alone, so
+the peak is the module plus one tensor. File format: github.com/huggingface/safetensors (8 bytes little-endian header
+length, a JSON header, the data).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from behold.checkpoint.rename import RenameRules
+from behold.errors import CheckpointNotFoundError, WeightsError
+
+_TORCH_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_UNSAFE = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_MAX_HEADER_BYTES = 100_000_000  # as in the safetensors library
+_NAMES_SHOWN = 8
+
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One tensor as a header describes it; its bytes are [start, stop) of the file."""
+
+    name: str
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def n_bytes(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def torch_dtype(self) -> torch.dtype | None:
+        return _TORCH_DTYPES.get(self.dtype)
+
+    def map(self, mapping: Tensor) -> Tensor | None:
+        """A view into the mapped file (uint8, whole file), or None where the bytes are not aligned for the type."""
+        assert self.torch_dtype is not None
+        if self.start % self.torch_dtype.itemsize:
+            return None
+        return mapping[self.start : self.stop].view(self.torch_dtype).view(self.shape)
+
+    def read(self) -> Tensor:
+        """A private copy. Read, not mapped: mapped pages would count as memory beside the converted tensor."""
+        assert self.torch_dtype is not None
+        if not self.n_bytes:
+            return torch.empty(self.shape, dtype=self.torch_dtype)
+        buffer = bytearray(self.n_bytes)
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self.start)
+            view, done = memoryview(buffer), 0
+            while done < self.n_bytes:
+                got = file.readinto(view[done:])
+                if not got:
+                    raise WeightsError(f"{self.path} ended while {self.name!r} was read. Download it again.")
+                done += got
+        return torch.frombuffer(buffer, dtype=self.torch_dtype).view(self.shape)
+
+
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a folder's safetensors files, by its name in the file; no data is read.
+
+    Raises:
+        CheckpointNotFoundError: there are no weights at all, or a file named by the index is missing.
+        WeightsError: only pickled weights are there, or a file is damaged.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    for path in _weight_files(folder):
+        for tensor in _read_header(path):
+            tensors[tensor.name] = tensor
+    return tensors
+
+
+def stored_dtype(folder: Path) -> torch.dtype | None:
+    """The floating type that most of the stored bytes have; None where there is none."""
+    totals: dict[torch.dtype, int] = {}
+    for tensor in stored_tensors(folder).values():
+        dtype = tensor.torch_dtype
+        if dtype is not None and dtype.is_floating_point:
+            totals[dtype] = totals.get(dtype, 0) + tensor.n_bytes
+    return max(totals, key=lambda dtype: totals[dtype]) if totals else None
+
+
+def load_weights(
+    module: nn.Module,
+    folder: Path,
+    rules: RenameRules,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    progress: Progress | None = None,
+    finished: Callable[[str, nn.Module], None] | None = None,
+) -> None:
+    """Fills `module` (built on the meta device) from a folder; nothing is read before names and shapes agree.
+
+    Args:
+        progress: called after each tensor with the bytes done and the bytes in all.
+        finished: called with the name and the submodule as soon as all parameters of one submodule are in place, so
+            that it can be replaced (quantised) before the next is read.
+
+    Raises:
+        WeightsError: one report of missing, unexpected, doubled and wrongly shaped weights.
+        CheckpointNotFoundError: as `stored_tensors`.
+    """
+    plan = check(module, stored_tensors(folder), rules)
+    mappings: dict[Path, Tensor] = {}
+    total, done = sum(tensor.n_bytes for tensor in plan.values()), 0
+    for prefix, owner in list(module.named_modules()):
+        names = [name for name, _ in owner.named_parameters(recurse=False)]
+        for name in names:
+            tensor = plan[f"{prefix}.{name}" if prefix else name]
+            # what is replaced soon is not mapped: the pages would stay in memory beside the replacement
+            value = _materialise(tensor, None if finished else mappings, device, dtype)
+            parameter = nn.Parameter(value, requires_grad=False)
+            setattr(owner, name, parameter)
+            done += tensor.n_bytes
+            if progress:
+                progress(done, total)
+        if names and finished:
+            finished(prefix, owner)
+
+
+def check(module: nn.Module, stored: dict[str, StoredTensor], rules: RenameRules) -> dict[str, StoredTensor]:
+    """Which stored tensor fills which parameter of `module`, by our names.
+
+    Raises:
+        WeightsError: they do not match one to one; the message lists every kind of mismatch.
+    """
+    wanted = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+    found = rules.apply_all(stored)
+    problems = [
+        _listed("missing", [name for name in wanted if name not in found]),
+        _listed("unexpected", [names[0] for ours, names in found.items() if ours not in wanted]),
+        _listed("twice", [" and ".join(names) for ours, names in found.items() if ours in wanted and len(names) > 1]),
+        _listed(
+            "wrong shape",
+            [
+                f"{names[0]}: the file has {list(stored[names[0]].shape)}, the config asks for {list(wanted[ours])}"
+                for ours, names in found.items()
+                if ours in wanted and stored[names[0]].shape != wanted[ours]
+            ],
+        ),
+        _listed(
+            "not a floating type",
+            [
+                f"{names[0]}: {stored[names[0]].dtype}"
+                for ours, names in found.items()
+                if ours in wanted and not _is_floating(stored[names[0]])
+            ],
+        ),
+    ]
+    report = "\n".join(problem for problem in problems if problem)
+    if report:
+        folder = next((tensor.path.parent for tensor in stored.values()), Path())
+        raise WeightsError(
+            f"The weights in {folder} do not fit their config.json.\n{report}\n"
+            "The folder may be incomplete, changed, or of another model: download it again, or correct config.json."
+        )
+    return {ours: stored[names[0]] for ours, names in found.items()}
+
+
+def equal_data(first: StoredTensor, second: StoredTensor) -> bool:
+    """Whether two stored tensors hold the same values; compared in pieces, so that little memory is needed."""
+    if (first.dtype, first.shape) != (second.dtype, second.shape):
+        return False
+    piece = 1 << 24
+    with first.path.open("rb") as one, second.path.open("rb") as two:
+        for offset in range(0, first.n_bytes, piece):
+            size = min(piece, first.n_bytes - offset)
+            one.seek(first.start + offset)
+            two.seek(second.start + offset)
+            if one.read(size) != two.read(size):
+                return False
+    return True
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        return _indexed_files(index)
+    unsafe = sorted(path.name for pattern in _UNSAFE for path in folder.glob(pattern))
+    if unsafe:
+        raise WeightsError(
+            f"{folder} has its weights only as {_shortened(unsafe)}: pickled files can run code when they are read, so "
+            "they are refused. Look for a revision with *.safetensors files, or convert the folder once, where you "
+            "trust it, with transformers: AutoModelForImageTextToText.from_pretrained(…).save_pretrained(…)."
+        )
+    raise CheckpointNotFoundError(
+        f"{folder} has no weights: neither model.safetensors nor model.safetensors.index.json. Download it again."
+    )
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{index} is damaged ({error}). Download it again.") from error
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise WeightsError(f"{index} names files outside its folder ({_shortened(outside)}), which is refused.")
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise CheckpointNotFoundError(
+            f"{index.parent} lacks {len(missing)} of {len(names)} weight files: {_shortened(missing)}. Download them."
+        )
+    return [index.parent / name for name in names]
+
+
+def _read_header(path: Path) -> Iterator[StoredTensor]:
+    damaged = f"{path} is not a valid safetensors file"
+    file_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if file_bytes < 8 or length > min(_MAX_HEADER_BYTES, file_bytes - 8):
+            raise WeightsError(f"{damaged}: it is too short for its header. Download it again.")
+        try:
+            header: dict[str, Any] = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            tensors = [
+                StoredTensor(
+                    name=name,
+                    path=path,
+                    dtype=entry["dtype"],
+                    shape=tuple(entry["shape"]),
+                    start=8 + length + entry["data_offsets"][0],
+                    stop=8 + length + entry["data_offsets"][1],
+                )
+                for name, entry in header.items()
+            ]
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise WeightsError(f"{damaged}: its header cannot be read ({error}). Download it again.") from error
+    for tensor in tensors:
+        dtype = tensor.torch_dtype
+        n_values = 1
+        for side in tensor.shape:
+            n_values *= side
+        if not 8 + length <= tensor.start <= tensor.stop <= file_bytes:
+            raise WeightsError(f"{damaged}: {tensor.name!r} lies beyond its end. Download it again.")
+        if dtype is not None and n_values * dtype.itemsize != tensor.n_bytes:
+            raise WeightsError(f"{damaged}: {tensor.name!r} has {tensor.n_bytes} bytes for shape {list(tensor.shape)}.")
+        yield tensor
+
+
+def _materialise(
+    tensor: StoredTensor, mappings: dict[Path, Tensor] | None, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    if mappings is not None and device.type == "cpu" and tensor.torch_dtype == dtype and tensor.n_bytes:
+        if tensor.path not in mappings:
+            size = tensor.path.stat().st_size
+            mappings[tensor.path] = torch.from_file(str(tensor.path), shared=False, size=size, dtype=torch.uint8)
+        mapped = tensor.map(mappings[tensor.path])
+        if mapped is not None:
+            return mapped
+    return tensor.read().to(device=device, dtype=dtype)
+
+
+def _is_floating(tensor: StoredTensor) -> bool:
+    return tensor.torch_dtype is not None and tensor.torch_dtype.is_floating_point
+
+
+def _listed(what: str, items: list[str]) -> str:
+    return f"  {what} ({len(items)}): {_shortened(items)}" if items else ""
+
+
+def _shortened(items: list[str]) -> str:
+    more = len(items) - _NAMES_SHOWN
+    return ", ".join(items[:_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,94 @@
+"""The one text decoder: Llama, Mistral and Qwen2 differ by flags in TextConfig, never by name.
+
+Pre-norm blocks of rotary grouped-query attention and a gated MLP (Touvron et al. 2023, arxiv.org/abs/2302.13971). Rows
+of several sequences are packed without padding; who may see whom is the cache view's business.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from behold.nn.mlp import GatedMLP
+from behold.nn.norms import RMSNorm
+from behold.nn.rotary import Rotary, rotate
+
+if TYPE_CHECKING:
+    from behold.models.config import TextConfig
+    from behold.nn.attention import CacheView
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention of one layer; keys and values live in the cache view."""
+
+    def __init__(self, config: TextConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.window = layer, config.windows[layer]
+        self.heads, self.kv_heads, self.head_dim = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
+        width, q_width, kv_width = config.hidden_size, self.heads * self.head_dim, self.kv_heads * self.head_dim
+        self.q_proj = nn.Linear(width, q_width, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(width, kv_width, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(width, kv_width, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(q_width, width, bias=config.output_bias)
+
+    def forward(self, x: Tensor, cosines: Tensor, sines: Tensor, cache: CacheView) -> Tensor:
+        """(N, D) to (N, D)."""
+        rows = x.shape[0]
+        q = rotate(self.q_proj(x).view(rows, self.heads, self.head_dim), cosines, sines)
+        k = rotate(self.k_proj(x).view(rows, self.kv_heads, self.head_dim), cosines, sines)
+        v = self.v_proj(x).view(rows, self.kv_heads, self.head_dim)
+        out = cache.attend(self.layer, q, k, v, window=self.window)
+        y: Tensor = self.o_proj(out.reshape(rows, self.heads * self.head_dim))
+        return y
+
+
+class DecoderLayer(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: TextConfig, layer: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(config, layer)
+        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, config.hidden_act, bias=config.mlp_bias)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, cosines: Tensor, sines: Tensor, cache: CacheView) -> Tensor:
+        """(N, D) to (N, D)."""
+        x = x + self.self_attn(self.input_layernorm(x), cosines, sines, cache)
+        y: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return y
+
+
+class Decoder(nn.Module):
+    """Token embeddings, layers, final norm and head; a tied head has no weight of its own."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = None if config.tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.rotary = Rotary(config.rope, config.head_dim)
+
+    def forward(self, embeddings: Tensor, positions: Tensor, cache: CacheView) -> Tensor:
+        """(N, D) embeddings at (N,) positions to (N, D) normalised hidden states."""
+        cosines, sines = self.rotary(positions, embeddings.dtype)
+        hidden = embeddings
+        for layer in self.layers:
+            hidden = layer(hidden, cosines, sines, cache)
+        out: Tensor = self.norm(hidden)
+        return out
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(R, D) to (R, V)."""
+        if self.lm_head is None:
+            return F.linear(hidden, self.embed_tokens.weight)
+        out: Tensor = self.lm_head(hidden)
+        return out

@@ -1,0 +1,78 @@
+"""Feed-forward blocks and the activations that configs may name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from behold.errors import UnsupportedModelError
+
+Activation = Callable[[Tensor], Tensor]
+
+
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
+_tanh_gelu = partial(F.gelu, approximate="tanh")
+
+# under the names that config.json files use
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": F.gelu,
+    "gelu_python": F.gelu,
+    "gelu_new": _tanh_gelu,
+    "gelu_fast": _tanh_gelu,
+    "gelu_pytorch_tanh": _tanh_gelu,
+    "quick_gelu": _quick_gelu,
+    "silu": F.silu,
+    "swish": F.silu,
+    "relu": F.relu,
+}
+
+
+def activation(name: str) -> Activation:
+    """The function a config names.
+
+    Raises:
+        UnsupportedModelError: it is not one of ACTIVATIONS.
+    """
+    if name not in ACTIVATIONS:
+        raise UnsupportedModelError(
+            f"The activation {name!r} is not supported. Known: {', '.join(sorted(ACTIVATIONS))}."
+        )
+    return ACTIVATIONS[name]
+
+
+class GatedMLP(nn.Module):
+    """down(act(gate(x)) · up(x)), as in Llama (SwiGLU, Shazeer 2020, arxiv.org/abs/2002.05202)."""
+
+    def __init__(self, width: int, inner: int, act: str, *, out: int | None = None, bias: bool = False) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(width, inner, bias=bias)
+        self.up_proj = nn.Linear(width, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, width if out is None else out, bias=bias)
+        self.act = activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, width) to (…, out)."""
+        y: Tensor = self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+        return y
+
+
+class MLP(nn.Module):
+    """fc2(act(fc1(x))), as in vision transformers."""
+
+    def __init__(self, width: int, inner: int, act: str) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, inner)
+        self.fc2 = nn.Linear(inner, width)
+        self.act = activation(act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, width) to (…, width)."""
+        y: Tensor = self.fc2(self.act(self.fc1(x)))
+        return y
