@@ -23,7 +23,7 @@ Ranges = tuple[tuple[int, int], ...]
 class RenderedPrompt(str):
     """A rendered conversation: a `str`, with the character ranges that must stay text.
 
-    Example: of "<|im_start|>user\\nWhat is <image>?", where a person typed "<image>", literals is ((26, 33),).
+    Example: of "<|im_start|>user\\nWhat is <image>?", where a person typed "<image>", literals is ((25, 32),).
     Any string method gives a plain `str` again, in which nothing is protected.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -42,7 +43,10 @@ class ChatTemplate:
         self.image_token = image_token
         self._control = frozenset(control_tokens) | frozenset(self.special_tokens.values())
         try:
-            self._template = sandbox.environment().from_string(source)
+            with warnings.catch_warnings():
+                # Published templates write "\s" where they mean a backslash; Python's warning would say nothing new.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                self._template = sandbox.environment().from_string(source)
         except jinja2.TemplateError as error:
             raise ChatError(f"the chat template is not valid Jinja ({error}).") from error
 
