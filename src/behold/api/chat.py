@@ -56,9 +56,12 @@ class Chat:
 
     def _turn(self, images_or_words: Images, words: str | None) -> Message:
         self._refuse_while_streaming()
-        if words is None:
-            return user_message([], images_or_words)
-        return user_message(images_or_words, words)
+        if words is not None:
+            return user_message(images_or_words, words)
+        if not isinstance(images_or_words, str):
+            kind = type(images_or_words).__name__
+            raise ChatError(f"say(…) was given a {kind} and no words; say something about it: say(picture, words)")
+        return user_message([], images_or_words)
 
     def _refuse_while_streaming(self) -> None:
         stream = self._open() if self._open else None

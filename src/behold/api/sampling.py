@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, Literal, TypedDict
 
 from behold.errors import OptionError
@@ -23,6 +23,7 @@ class SamplingOptions(TypedDict, total=False):
         temperature sample at the checkpoint's temperature, or 1.
     stop: a string or several; the answer ends before the first one that appears.
     logprobs: how many of the likeliest tokens to report beside each chosen one (0 or True: only the chosen one).
+    ignore_eos: only `stop_token_ids`, `stop` and the length end the answer.
     seed: makes a sampled answer repeatable, whatever else runs at the same time.
     """
 
@@ -39,6 +40,7 @@ class SamplingOptions(TypedDict, total=False):
     bad_words_ids: Sequence[Sequence[int]] | None
     stop: str | Sequence[str] | None
     stop_token_ids: Iterable[int] | None
+    ignore_eos: bool | None
     seed: int | None
     logprobs: int | bool | None
     num_beams: int | None
@@ -136,9 +138,11 @@ def _wrong(name: str, value: object, wanted: str) -> OptionError:
 
 
 def _integer(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, Real) or not float(value).is_integer():
-        raise _wrong(name, value, "a whole number")
-    return int(value)
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    if isinstance(value, Real) and not isinstance(value, bool) and float(value).is_integer():
+        return int(float(value))
+    raise _wrong(name, value, "a whole number")
 
 
 def _number(name: str, value: object) -> float:
@@ -179,6 +183,12 @@ def _words(name: str, value: object) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(_integer(name, token) for token in word) for word in words)
 
 
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise _wrong(name, value, "True or False")
+    return value
+
+
 def _early(name: str, value: object) -> bool | str:
     if not isinstance(value, bool) and value != "never":
         raise _wrong(name, value, "True, False or 'never'")
@@ -199,6 +209,7 @@ _READERS: dict[str, Callable[[str, object], Any]] = {
     "bad_words_ids": _words,
     "stop": _strings,
     "stop_token_ids": _ids,
+    "ignore_eos": _flag,
     "seed": _integer,
     "logprobs": _count,
     "num_beams": _integer,

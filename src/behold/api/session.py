@@ -10,7 +10,7 @@ from behold.checkpoint.files import CheckpointFiles
 from behold.checkpoint.hub import resolve
 from behold.device import resolve_device, resolve_dtype
 from behold.engine.engine import Engine, EngineOptions
-from behold.models.load import load_model
+from behold.models.load import checkpoint_dtype, load_model
 from behold.models.registry import find_family
 from behold.processing.processor import Processor
 
@@ -76,7 +76,7 @@ def open_model(
     return load_model(
         files,
         device=place,
-        dtype=resolve_dtype(dtype, place, files.config.get("dtype")),
+        dtype=resolve_dtype(dtype, place, checkpoint_dtype(files)),
         quantize=quantize,
         progress=sys.stderr.isatty() if progress is None else progress,
         attention=attention,

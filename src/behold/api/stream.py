@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import weakref
+import time
 from collections.abc import Callable, Generator, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING
 
-from behold.types import Answer, Completion, Delta, FinishReason, Timings, TokenLogprob, Usage
-
-if TYPE_CHECKING:
-    from behold.engine.engine import Engine
-    from behold.engine.request import Request
-    from behold.types import Prompt, SamplingParams
+from behold.types import Answer, Completion, Delta, FinishReason, Prompt, Timings, TokenLogprob, Usage
 
 
 class AnswerStream(Iterator[str]):
@@ -22,21 +16,11 @@ class AnswerStream(Iterator[str]):
     there is: complete after the last piece, and with `finish_reason="cancelled"` after closing early.
     """
 
-    def __init__(
-        self, engine: Engine, prompt: Prompt, params: SamplingParams, on_end: Callable[[Answer], None] | None = None
-    ) -> None:
-        """Submits the request; `on_end` gets the answer when it is complete or closed early, but not if it fails.
-
-        Raises:
-            OptionError: an option is out of range or clashes with another.
-            CapacityError: the request can never fit.
-        """
-        request = engine.submit(prompt, params)
-        # A generator that was never asked for anything does nothing when it is closed, so the request needs this too.
-        self._cancel = weakref.finalize(self, engine.cancel, request)
+    def __init__(self, deltas: Iterator[Delta], prompt: Prompt, on_end: Callable[[Answer], None] | None = None) -> None:
+        """`on_end` gets the answer when it is complete or closed early, but not if it fails."""
         # The generator holds the record, not this object: without a reference cycle, dropping the stream closes it.
-        self._record = _Record(request)
-        self._pieces = _pieces(engine.deltas(request), self._record, on_end)
+        self._record = _Record(prompt)
+        self._pieces = _pieces(deltas, self._record, on_end)
 
     def __iter__(self) -> AnswerStream:
         return self
@@ -47,12 +31,12 @@ class AnswerStream(Iterator[str]):
     def close(self) -> None:
         """Stop the work. Harmless when the answer is complete."""
         self._pieces.close()
-        self._cancel()
+        self._record.ended = True
 
     @property
     def done(self) -> bool:
         """True when no further piece will come."""
-        return self._pieces.gi_frame is None
+        return self._record.ended
 
     @property
     def answer(self) -> Answer:
@@ -71,31 +55,38 @@ class AnswerStream(Iterator[str]):
 class _Record:
     """What has come of one answer."""
 
-    def __init__(self, request: Request) -> None:
-        self._request = request
+    def __init__(self, prompt: Prompt) -> None:
+        self.ended = False
+        self._prompt = prompt
+        self._started_s = time.perf_counter()
+        self._first_token_s = 0.0
         self._text: list[str] = []
         self._ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
-        self._finish_reason: FinishReason = "cancelled"
+        self._last = Delta()
 
     def add(self, delta: Delta) -> None:
+        if not self._ids:
+            self._first_token_s = time.perf_counter() - self._started_s
         self._text.append(delta.text)
         self._ids.extend(delta.ids)
         self._logprobs.extend(delta.logprobs)
-        self._finish_reason = delta.finish_reason or self._finish_reason
+        self._last = delta
 
     def answer(self) -> Answer:
-        prompt = self._request.sequence.prompt
-        ended = self._request.completions
+        reason: FinishReason = self._last.finish_reason or "cancelled"
         completion = Completion(
             ids=tuple(self._ids),
             text="".join(self._text),
-            finish_reason=self._finish_reason,
-            usage=ended[0].usage if ended else Usage(len(prompt.ids), len(self._ids), prompt.image_tokens),
-            timings=ended[0].timings if ended else Timings(),
+            finish_reason=reason,
+            usage=self._last.usage or Usage(len(self._prompt.ids), len(self._ids), self._prompt.image_tokens),
+            timings=self._last.timings or self._timings_so_far(),
             logprobs=tuple(self._logprobs),
         )
         return Answer.of(completion)
+
+    def _timings_so_far(self) -> Timings:
+        return Timings(first_token_s=self._first_token_s, total_s=time.perf_counter() - self._started_s)
 
 
 def _pieces(
@@ -111,6 +102,7 @@ def _pieces(
         on_end = None
         raise
     finally:
+        record.ended = True
         if isinstance(deltas, Generator):
             deltas.close()
         if on_end is not None:

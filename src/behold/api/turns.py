@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from behold.chat.media import load_image
 from behold.chat.messages import attach_images, parse_messages
@@ -42,7 +42,7 @@ def messages_of(item: tuple[Images, str] | Messages) -> list[Message]:
     if isinstance(item, tuple | list) and len(item) == 2 and isinstance(item[1], str):
         return [user_message(item[0], item[1])]
     if isinstance(item, Sequence) and not isinstance(item, str) and all(_is_message(part) for part in item):
-        return conversation(item)
+        return conversation(cast("Messages", item))
     raise ChatError(f"{item!r:.80} is neither (images, question) nor a list of messages")
 
 

@@ -140,7 +140,8 @@ class VLM:
         """
         if params.num_beams > 1:
             raise OptionError(f"num_beams={params.num_beams} cannot stream: ask for the whole answer, or num_beams=1")
-        return AnswerStream(self.engine, self.processor.chat(messages), params, on_end)
+        prompt = self.processor.chat(messages)
+        return AnswerStream(self.engine.stream(prompt, params), prompt, on_end)
 
     def _prompt_of(self, number: int, item: tuple[Images, str] | Messages) -> Prompt:
         try:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from behold._version import __version__
 from behold.api.cli import ask, chat, models, show
@@ -17,19 +18,28 @@ EPILOG = 'Try it without any download: behold ask picture.png "What do we see in
 # typer brings its own copy of click or depends on it, as it likes: this is the name both give to a usage error.
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
+
+class PlainGroup(TyperGroup):
+    """Its help is drawn without Rich, whose import alone takes as long as all else; a command's help may use it."""
+
+    def __init__(self, **settings: Any) -> None:  # noqa: ANN401 - handed through
+        super().__init__(**{**settings, "rich_markup_mode": None})
+
+
 app = typer.Typer(
+    cls=PlainGroup,
     name="behold",
     help=HELP,
     epilog=EPILOG,
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("ask")(ask.ask)
-app.command("chat")(chat.chat)
-app.command("show")(show.show)
-app.command("models")(models.models)
+app.command("ask", short_help="Answer a question about pictures.")(ask.ask)
+app.command("chat", short_help="Talk about pictures.")(chat.chat)
+app.command("show", short_help="Draw what the model sees of a picture.")(show.show)
+app.command("models", short_help="List what can be used, and what is on this machine.")(models.models)
 
 
 def _print_version(wanted: bool) -> None:
@@ -40,11 +50,14 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(2)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -59,13 +72,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _explain(error: Exception) -> int:
-    """Print what was wrong with the command typed; the exit code."""
+    """Say what was wrong with the command typed, and where it is explained; the exit code."""
+    complain(getattr(error, "format_message", error.__str__)())
     context = getattr(error, "ctx", None)
-    message = getattr(error, "format_message", error.__str__)()
-    if context is not None and not message:
-        print(context.get_help())  # a bare `behold`: not a mistake worth a word, but not success either
-    else:
-        complain(message)
-        if context is not None:
-            complain(f"see {context.command_path} --help", label="hint")
+    if context is not None:
+        complain(f"see {context.command_path} --help", label="hint")
     return int(getattr(error, "exit_code", 2))

@@ -52,7 +52,7 @@ class CheckpointChoice:
     @property
     def hint(self) -> str:
         """What to try when the checkpoint is not to be had."""
-        return "" if self.model == "demo" else "--model demo is bundled with behold and needs no network"
+        return "" if self.model == "demo" else "--model demo is bundled and needs no network"
 
 
 @dataclass(frozen=True)

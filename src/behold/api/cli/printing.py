@@ -10,11 +10,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from behold.api.cli.terminal import note, timing_line, write
-from behold.types import Answer
 
 if TYPE_CHECKING:
     from behold.api.stream import AnswerStream
     from behold.api.vlm import VLM
+    from behold.types import Answer
 
 _UNSAFE = re.compile("[\x7f-\x9f\ud800-\udfff]")
 
@@ -24,7 +24,7 @@ def print_answer(answer: Answer | AnswerStream, vlm: VLM, *, json: bool, quiet: 
 
     What has come is printed to the end of its line even when Ctrl+C or an error cuts it short.
     """
-    if isinstance(answer, Answer):
+    if isinstance(answer, str):
         if json:
             print_json(answer_record(answer, vlm))
         else:

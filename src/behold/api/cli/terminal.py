@@ -7,12 +7,14 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import typer
 
 from behold.errors import BeholdError, CheckpointNotFoundError
-from behold.types import Answer
+
+if TYPE_CHECKING:
+    from behold.types import Answer
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 UNREAD = 141  # 128 + SIGPIPE: the same as a program that this signal ends
