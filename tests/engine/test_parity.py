@@ -50,7 +50,9 @@ def pair(name: str) -> Pair:
 def generate(both: Pair, index: int, **options: Any) -> list[tuple[int, ...]]:
     """New ids of each returned sequence, without padding."""
     inputs = both.inputs[index]
-    options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": both.eos, "pad_token_id": 0, **options}
+    # A checkpoint's own bad words are a default of the doors, not of the engine.
+    defaults = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": both.eos, "bad_words_ids": None}
+    options = {**defaults, "pad_token_id": 0, **options}
     with torch.inference_mode():
         rows = both.theirs.generate(**inputs, **options)
     found = []
