@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import json
-import re
 import shutil
 import tempfile
 from dataclasses import dataclass, field
@@ -25,40 +23,13 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-Style = Literal["saved", "published"]
+from tests.toy_files import read_weights, shard, to_published, write_weights
+from tests.toy_texts import CHATML, IDEFICS2, VICUNA, llama_tokenizer, qwen_tokenizer
 
-CHATML = (
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n'}}{# Render all images first #}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}"
-    "{# Render all text next #}{% if message['role'] != 'assistant' %}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
-    "{{ '\n' + content['text'] }}{% endfor %}"
-    "{% else %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
-    "{% generation %}{{ '\n' + content['text'] }}{% endgeneration %}{% endfor %}{% endif %}{{'<|im_end|>' + '\n'}}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-VICUNA = (
-    "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"
-    "{# Render all images first #}{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}"
-    "{{ '<image>\n' }}{% endfor %}{# Render all text next #}{% if message['role'] != 'assistant' %}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
-    "{{ content['text'] + ' '}}{% endfor %}"
-    "{% else %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
-    "{% generation %}{{ content['text'] + ' '}}{% endgeneration %}{% endfor %}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-)
-IDEFICS2 = (
-    "{% for message in messages %}{{message['role'].capitalize()}}{% if message['content'][0]['type'] == 'image' %}"
-    "{{':'}}{% else %}{{': '}}{% endif %}{% for line in message['content'] %}{% if line['type'] == 'text' %}"
-    "{{line['text']}}{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n"
-    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
-CORPUS = (
-    "What do we see in this image? A red square left of a blue circle, above the green triangle. "
-    "user assistant system USER: ASSISTANT: User: Assistant: How many shapes are there? There are three. "
-    "Which colour is the largest one? It cannot be told from the picture. The quick brown fox jumps over the lazy dog. "
-    "Describe the scene; read the text: 0123456789. Ünïcode, naïve café, 日本語, emoji 🙂."
-)
+__all__ = ["IDEFICS2_NAMES", "LLAVA", "TOYS", "Style", "Toy", "checkpoint", "copy", "picture", "read_weights"]
+__all__ += ["reference", "shard", "to_published", "write", "write_weights"]
+
+Style = Literal["saved", "published"]
 
 
 @dataclass(frozen=True)
@@ -170,7 +141,7 @@ def write(
     import torch
 
     toy = TOYS[name]
-    tokenizer = _qwen_tokenizer() if toy.text_type == "qwen2" else _llama_tokenizer(idefics2=toy.family == "idefics2")
+    tokenizer = qwen_tokenizer() if toy.text_type == "qwen2" else llama_tokenizer(idefics2=toy.family == "idefics2")
     _quiet()
     model = _model(toy, tokenizer)
     _randomise(model, seed)
@@ -206,110 +177,6 @@ def picture(width: int = 40, height: int = 30, seed: int = 0) -> Image.Image:
     canvas = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).copy()
     canvas[height // 4 : height // 2, width // 3 : width // 2] = generator.integers(0, 256, 3, dtype=np.uint8)
     return Image.fromarray(canvas)
-
-
-def read_weights(folder: Path) -> dict[str, Any]:
-    """Every tensor of a folder, by name."""
-    from safetensors.torch import load_file
-
-    weights: dict[str, Any] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        weights |= load_file(path)
-    return weights
-
-
-def write_weights(folder: Path, weights: dict[str, Any]) -> None:
-    """Replaces the folder's weights by one file."""
-    from safetensors.torch import save_file
-
-    for path in [*folder.glob("*.safetensors"), *folder.glob("*.safetensors.index.json")]:
-        path.unlink()
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def shard(folder: Path, shards: int) -> None:
-    """Splits the folder's weights over `shards` files with an index, names dealt out in turn."""
-    from safetensors.torch import save_file
-
-    weights = read_weights(folder)
-    (folder / "model.safetensors").unlink()
-    weight_map = {}
-    for index in range(shards):
-        part = {name: weights[name] for name in sorted(weights)[index::shards]}
-        filename = f"model-{index + 1:05d}-of-{shards:05d}.safetensors"
-        save_file(part, folder / filename, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(part, filename)
-    total = sum(weight.numel() * weight.element_size() for weight in weights.values())
-    _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
-
-
-# --- the published spelling --------------------------------------------------------------------------------------
-
-# canonical names, as transformers 5 has them in memory, to those of the files on the hub (first match wins)
-_PUBLISHED_NAMES = {
-    "llava": (
-        (r"^(language_model\.)?lm_head\.", "language_model.lm_head."),
-        (r"^(model\.)?language_model\.(model\.)?", "language_model.model."),
-        (r"^(model\.)?vision_tower\.(vision_model\.)?", "vision_tower.vision_model."),
-        (r"^(model\.)?multi_modal_projector\.", "multi_modal_projector."),
-    ),
-    "idefics2": (),
-}
-
-
-def to_published(folder: Path) -> None:
-    """Rewrites a saved folder, in place, with the weight names and file spellings of the published checkpoints."""
-    config = _read_json(folder / "config.json")
-    weights = {}
-    for name, weight in read_weights(folder).items():
-        renamed = name
-        for pattern, replacement in _PUBLISHED_NAMES[config["model_type"]]:
-            if re.match(pattern, name):
-                renamed = re.sub(pattern, replacement, name)
-                break
-        weights[renamed] = weight
-    write_weights(folder, weights)
-    _write_json(folder / "config.json", _old_config(config))
-    processor = _read_json(folder / "processor_config.json")
-    image_processor = processor.pop("image_processor")
-    _write_json(folder / "preprocessor_config.json", image_processor)
-    template = (folder / "chat_template.jinja").read_text()
-    (folder / "chat_template.jinja").unlink()
-    if config["model_type"] == "idefics2":
-        processor["chat_template"] = template
-    else:
-        _write_json(folder / "chat_template.json", {"chat_template": template})
-    _write_json(folder / "processor_config.json", processor)
-
-
-def _old_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The config as transformers 4 spelled it."""
-    config = dict(config)
-    for key in ("text_config", "vision_config", "perceiver_config"):
-        if key in config:
-            config[key] = _old_config(config[key])
-    if "dtype" in config:
-        config["torch_dtype"] = config.pop("dtype")
-    if config["model_type"] == "llava":
-        config["image_token_index"] = config.pop("image_token_id", config.get("image_token_index"))
-    rope = dict(config.pop("rope_parameters", None) or {})
-    if rope:
-        config["rope_theta"] = rope.pop("rope_theta")
-        if rope.get("rope_type") != "default":
-            config["rope_scaling"] = {"type": rope.pop("rope_type"), **rope}
-    config.pop("layer_types", None)
-    if config["model_type"].startswith("idefics2_"):
-        config["model_type"] = "idefics2"
-    return config
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(path.read_text())
-    return value
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2))
 
 
 def _quiet() -> None:
@@ -438,47 +305,3 @@ def _processor(toy: Toy, tokenizer: Any) -> Any:
         chat_template=CHATML if toy.text_type == "qwen2" else VICUNA,
         num_additional_image_tokens=int(clip),
     )
-
-
-def _bpe(tokenizer: Any, *, special_tokens: list[str], alphabet: list[str], size: int) -> tuple[dict[str, int], Any]:
-    """Trains a small BPE on CORPUS and returns its (vocabulary, merges)."""
-    from tokenizers import trainers
-
-    trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=special_tokens, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator([CORPUS] * 2, trainer)
-    state = json.loads(tokenizer.to_str())["model"]
-    return state["vocab"], [tuple(merge) for merge in state["merges"]]
-
-
-def _qwen_tokenizer() -> Any:
-    """Byte-level BPE without a bos token; the ChatML tokens follow the vocabulary as in Qwen2."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import Qwen2Tokenizer
-
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    vocab, merges = _bpe(raw, special_tokens=[], alphabet=pre_tokenizers.ByteLevel.alphabet(), size=320)
-    tokenizer = Qwen2Tokenizer(
-        vocab=vocab, merges=merges, unk_token=None, eos_token="<|im_end|>", pad_token="<|endoftext|>"
-    )
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<image>"]})
-    tokenizer.padding_side = "left"
-    return tokenizer
-
-
-def _llama_tokenizer(*, idefics2: bool) -> Any:
-    """Metaspace BPE with byte fallback and a bos token; ids 0, 1, 2 are <unk>, <s>, </s>."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaTokenizer
-
-    raw = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.Metaspace()
-    ascii_only = [chr(code) for code in range(33, 127)]
-    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    vocab, merges = _bpe(raw, special_tokens=special, alphabet=ascii_only, size=440)
-    tokenizer = LlamaTokenizer(vocab=vocab, merges=merges, pad_token="<unk>" if idefics2 else "<pad>")
-    extra = ["<fake_token_around_image>", "<image>", "<end_of_utterance>"] if idefics2 else ["<image>"]
-    tokenizer.add_special_tokens({"additional_special_tokens": extra})
-    return tokenizer

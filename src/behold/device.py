@@ -85,8 +85,8 @@ def resolve_dtype(
 ) -> torch.dtype:
     """The type of the weights. "auto" and None are the checkpoint's own type where this device computes fast in it.
 
-    A CPU without bfloat16 instructions emulates bfloat16 many times slower than float32, and no CPU path here is fast in
-    float16: there "auto" is float32 (or bfloat16 where the CPU has the instructions).
+    A CPU without bfloat16 instructions emulates bfloat16 many times slower than float32, and no CPU path here is fast
+    in float16: there "auto" is float32 (or bfloat16 where the CPU has the instructions).
 
     Raises:
         DeviceError: the type is not one of float32, bfloat16 and float16.

@@ -57,8 +57,8 @@ class CheckpointFiles:
             raise CheckpointNotFoundError(f"There is no folder {str(folder)!r}.")
         if not (folder / "config.json").is_file():
             raise CheckpointNotFoundError(
-                f"{str(folder)!r} has no config.json: it is not a checkpoint in Hugging Face layout. Give the folder that "
-                "holds config.json, the tokenizer and the *.safetensors files."
+                f"{str(folder)!r} has no config.json: it is not a checkpoint in Hugging Face layout. Give the folder "
+                "that holds config.json, the tokenizer and the *.safetensors files."
             )
         config: Json = _respell(_read_json(folder / "config.json"))
         if not isinstance(config.get("model_type"), str):
@@ -93,7 +93,7 @@ def _read_json(path: Path) -> Json:
     return value
 
 
-def _respell(value: Any) -> Any:
+def _respell(value: Any) -> Any:  # noqa: ANN401 - whatever a JSON file holds
     """Old keys to new ones at every level of a config; a new key that is there and not null wins."""
     if not isinstance(value, dict):
         return value
@@ -121,14 +121,17 @@ def _chat_template(folder: Path, processor: Mapping[str, Any], tokenizer_config:
     legacy = _read_json(folder / "chat_template.json").get("chat_template")
     jinja = folder / "chat_template.jinja"
     raw = jinja.read_text(encoding="utf-8") if jinja.is_file() else None
-    for source in (processor.get("chat_template"), legacy, raw, tokenizer_config.get("chat_template")):
-        if isinstance(source, list):  # several named templates: [{"name": …, "template": …}]
-            source = {item.get("name"): item.get("template") for item in source if isinstance(item, dict)}
-        if isinstance(source, dict):
-            source = source.get("default")
-        if isinstance(source, str) and source:
-            return source
-    return None
+    sources = (processor.get("chat_template"), legacy, raw, tokenizer_config.get("chat_template"))
+    return next((template for template in map(_default_template, sources) if template), None)
+
+
+def _default_template(source: Any) -> str | None:  # noqa: ANN401 - whatever a JSON file holds
+    """A template, or the default one of several: {"default": …} or [{"name": "default", "template": …}]."""
+    if isinstance(source, list):
+        source = {item.get("name"): item.get("template") for item in source if isinstance(item, dict)}
+    if isinstance(source, dict):
+        source = source.get("default")
+    return source if isinstance(source, str) else None
 
 
 def _eos_token_ids(folder: Path, config: Json, generation: Json, tokenizer_config: Json) -> frozenset[int]:
@@ -146,7 +149,7 @@ def _eos_token_ids(folder: Path, config: Json, generation: Json, tokenizer_confi
 def _added_tokens(folder: Path, tokenizer_config: Json) -> Iterator[tuple[str, int]]:
     """(text, id) of every token that was added to, or is special in, the tokenizer."""
     for identifier, token in (tokenizer_config.get("added_tokens_decoder") or {}).items():
-        yield (token.get("content") if isinstance(token, dict) else token), int(identifier)
+        yield str(token.get("content") if isinstance(token, dict) else token), int(identifier)
     for text, identifier in _read_json(folder / "added_tokens.json").items():
         yield text, identifier
     if not tokenizer_config.get("added_tokens_decoder"):  # tokenizer.json is large: read it only where it must be

@@ -16,7 +16,7 @@ from behold.errors import CheckpointError, CheckpointNotFoundError
 
 DEMO = "demo"
 
-# JSON, templates and tokenizers are small and needed; of the weights only safetensors, and only those beside config.json
+# JSON, templates and tokenizers are small and needed; of the weights only safetensors
 _SETTINGS = ("*.json", "*.jinja", "tokenizer.model", "*.model")
 _WEIGHTS = ("model*.safetensors",)
 _REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -56,7 +56,20 @@ def resolve(
             f"{name!r} is neither a folder nor a hub id. Give a folder with config.json, an id such as "
             f'"llava-hf/llava-interleave-qwen-0.5b-hf", or "{DEMO}".'
         )
-    return _fetch(name, revision, cache_dir, token, local_files_only, with_weights)
+    from huggingface_hub import snapshot_download
+
+    patterns = [*_SETTINGS, *(_WEIGHTS if with_weights else ())]
+    with _readable_errors(name, revision):
+        folder = snapshot_download(
+            name,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+            allow_patterns=patterns,
+            ignore_patterns=["*/*"],  # only what lies beside config.json
+        )
+    return Path(folder)
 
 
 def demo_folder() -> Path:
@@ -68,7 +81,8 @@ def demo_folder() -> Path:
     folder = Path(str(resources.files("behold"))) / "demo"
     if not (folder / "config.json").is_file():
         raise CheckpointNotFoundError(
-            f'The bundled checkpoint "{DEMO}" is missing from {folder}. Install behold-vlm again, or name another model.'
+            f'The bundled checkpoint "{DEMO}" is missing from {folder}. Install behold-vlm again, or name another '
+            "model."
         )
     return folder
 
@@ -90,29 +104,6 @@ def cached_models(cache_dir: str | Path | None = None) -> list[CachedModel]:
     return sorted(found, key=lambda model: model.repo_id.lower())
 
 
-def _fetch(
-    repo_id: str,
-    revision: str | None,
-    cache_dir: str | Path | None,
-    token: str | bool | None,
-    local_files_only: bool,
-    with_weights: bool,
-) -> Path:
-    from huggingface_hub import snapshot_download
-
-    with _readable_errors(repo_id, revision):
-        folder = snapshot_download(
-            repo_id,
-            revision=revision,
-            cache_dir=cache_dir,
-            token=token,
-            local_files_only=local_files_only,
-            allow_patterns=[*_SETTINGS, *(_WEIGHTS if with_weights else ())],
-            ignore_patterns=["*/*"],  # only what lies beside config.json
-        )
-    return Path(folder)
-
-
 @contextmanager
 def _readable_errors(repo_id: str, revision: str | None) -> Iterator[None]:
     """What huggingface_hub raises, in our words and tree."""
@@ -129,8 +120,8 @@ def _readable_errors(repo_id: str, revision: str | None) -> Iterator[None]:
         raise CheckpointNotFoundError(f"{what} is not on the hub: the repository is, this revision is not.") from error
     except errors.RepositoryNotFoundError as error:
         raise CheckpointNotFoundError(
-            f"{what} is not on the hub, or it is private: check the id; for a private repository pass token=… or log in "
-            "(`hf auth login`)."
+            f"{what} is not on the hub, or it is private: check the id; for a private repository pass token=… or log "
+            "in (`hf auth login`)."
         ) from error
     except errors.HFValidationError as error:
         raise CheckpointNotFoundError(f"{what} is neither a folder nor a valid hub id.") from error

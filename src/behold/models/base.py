@@ -52,9 +52,9 @@ class VisionLanguageModel(nn.Module, ABC):
 
     def embed(self, ids: Tensor, image_rows: Tensor | None = None, at: Tensor | None = None) -> Tensor:
         """Token embeddings of ids (N,) with image_rows (M, D) written over the rows `at` (M,). Returns (N, D)."""
-        embeddings = self.decoder.embed_tokens(ids)
+        embeddings: Tensor = self.decoder.embed_tokens(ids)
         if image_rows is not None and at is not None:
-            embeddings = embeddings.index_copy(0, at, image_rows.to(embeddings.dtype))
+            return embeddings.index_copy(0, at, image_rows.to(embeddings.dtype))
         return embeddings
 
     def hidden(self, embeddings: Tensor, positions: Tensor, cache: CacheView) -> Tensor:

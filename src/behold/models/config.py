@@ -132,8 +132,8 @@ def read_text_config(config: Json | None, *, default_type: str, tied: bool) -> T
     head_dim = values["head_dim"] or width // heads
     if heads % kv_heads or head_dim % 2:
         raise UnsupportedModelError(
-            f"text_config has {heads} attention heads, {kv_heads} key heads and head_dim={head_dim}: the first must be a "
-            "multiple of the second, and head_dim even."
+            f"text_config has {heads} attention heads, {kv_heads} key heads and head_dim={head_dim}: the first must be "
+            "a multiple of the second, and head_dim even."
         )
     activation(values["hidden_act"])  # refuse now, not when the module is built
     llama, qwen2 = model_type == "llama", model_type == "qwen2"
@@ -159,7 +159,8 @@ def read_text_config(config: Json | None, *, default_type: str, tied: bool) -> T
 
 def _windows(model_type: str, values: Json) -> tuple[int | None, ...]:
     """Sliding windows per layer. Llama has none, Mistral has it everywhere, Qwen2 from `max_window_layers` on."""
-    n_layers, window = values["num_hidden_layers"], values["sliding_window"]
+    n_layers: int = values["num_hidden_layers"]
+    window: int | None = values["sliding_window"]
     if model_type == "llama":
         return (None,) * n_layers
     if model_type == "mistral":
@@ -268,7 +269,7 @@ def read_vision_config(config: Json | None, *, model_type: str) -> VisionConfig:
     )
 
 
-def _side(key: str, value: Any) -> int:
+def _side(key: str, value: Any) -> int:  # noqa: ANN401 - whatever a JSON file holds
     sides = set(value) if isinstance(value, (list, tuple)) else {value}
     if len(sides) != 1:
         raise UnsupportedModelError(f"vision_config.{key}={value!r} is not square, which is not supported.")

@@ -103,7 +103,7 @@ class PerceiverResampler(nn.Module):
 
 
 class ResamplingConnector(nn.Module):
-    """A gated MLP into the text width, then the resampler (Idefics2, Laurençon et al. 2024, arxiv.org/abs/2405.02246)."""
+    """A gated MLP into the text width, then the resampler (Laurençon et al. 2024, arxiv.org/abs/2405.02246)."""
 
     def __init__(self, vision_width: int, inner: int, text_act: str, config: ResamplerConfig) -> None:
         super().__init__()

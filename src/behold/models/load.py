@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from huggingface_hub.utils import tqdm
+from huggingface_hub.utils.tqdm import tqdm
 
 from behold.checkpoint.weights import StoredTensor, equal_data, load_weights, stored_dtype, stored_tensors
 from behold.errors import OptionError
@@ -97,7 +97,7 @@ class _Bar:
 
     def __call__(self, done: int, total: int) -> None:
         if self._bar is None:
-            self._bar = tqdm(
+            self._bar = tqdm(  # type: ignore[no-untyped-call]
                 total=total, unit="B", unit_scale=True, desc="Loading weights", delay=1.0, disable=None, leave=False
             )
         self._bar.update(done - self._bar.n)

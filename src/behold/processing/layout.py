@@ -16,10 +16,17 @@ if TYPE_CHECKING:
 class ImageLayout(Protocol):
     """One family's picture rules, bound to one checkpoint's settings. Stateless and safe to share between threads."""
 
-    image_token: str
-    image_token_id: int
-    special_tokens: tuple[str, ...]
-    """Every token this layout or its family's template relies on; the processor makes sure the tokenizer has them."""
+    @property
+    def image_token(self) -> str:
+        """The token that stands for a picture in the template's text, and for one embedding after `expand`."""
+
+    @property
+    def image_token_id(self) -> int:
+        """The model's id of it."""
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """Every token this layout or its family's template relies on; the processor adds those that are missing."""
 
     @property
     def settings(self) -> ImageSettings:

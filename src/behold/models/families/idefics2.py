@@ -162,8 +162,8 @@ class Idefics2(VisionLanguageModel):
             raise UnsupportedModelError(f"A picture of {(height, width)} pixels has no whole patch of {side} pixels.")
         if max(height, width) > most:
             raise UnsupportedModelError(
-                f"A picture of {(height, width)} pixels is larger than {most}, which is what the tower's positions span: "
-                "preprocessor_config.json and config.json do not belong together."
+                f"A picture of {(height, width)} pixels is larger than {most}, which is what the tower's positions "
+                "span: preprocessor_config.json and config.json do not belong together."
             )
         return rows, columns
 

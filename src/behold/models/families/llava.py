@@ -1,8 +1,8 @@
 """LLaVA: a CLIP or SigLIP tower, a two-layer MLP and a Llama, Mistral or Qwen2 decoder.
 
-One picture (3, S, S) → patches of chosen tower layers (n, W) → projector → (n, D): the embeddings of its n image tokens.
-Read: llava-1.5-7b and 13b, BakLLaVA, llava-interleave-qwen-0.5b. Sources: arxiv.org/abs/2304.08485 and 2310.03744; the
-numbers follow transformers' LlavaForConditionalGeneration.
+One picture (3, S, S) → patches of chosen tower layers (n, W) → projector → (n, D): the embeddings of its n image
+tokens. Such are llava-1.5-7b and 13b, BakLLaVA and llava-interleave-qwen-0.5b. Sources: arxiv.org/abs/2304.08485 and
+2310.03744; the numbers follow transformers' LlavaForConditionalGeneration.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ def _feature_layers(value: Any, depth: int) -> tuple[int, ...]:  # noqa: ANN401 
     given = [-2] if value is None else value if isinstance(value, list) else [value]
     if not given or not all(isinstance(index, int) and -depth - 1 <= index <= depth for index in given):
         raise UnsupportedModelError(
-            f"vision_feature_layer={value!r} must be one or several of {-depth - 1} … {depth} for a tower of {depth} layers."
+            f"vision_feature_layer={value!r} must be one or several of {-depth - 1} … {depth} for a tower of {depth} "
+            "layers."
         )
     return tuple(index % (depth + 1) for index in given)
 

@@ -1,4 +1,4 @@
-"""The one vision transformer: CLIP (class token, first norm), SigLIP (neither), idefics2 (any size, bucketed positions).
+"""The one vision transformer: CLIP (class token, first norm), SigLIP (neither), idefics2 (pictures of any size).
 
 Sources: Dosovitskiy et al. 2020, arxiv.org/abs/2010.11929; CLIP, arxiv.org/abs/2103.00020; SigLIP,
 arxiv.org/abs/2303.15343; positions for any size after NaViT, arxiv.org/abs/2307.06304. B pictures, n patches, D width.
