@@ -1,6 +1,7 @@
 """An image processor's settings, read once from its JSON into a frozen record.
 
-Absent and null values take transformers' default for the image processor's class; the table below is those defaults.
+Absent values take transformers' default for the image processor's class; the table below is those defaults. A null
+takes the default too, except for do_… switches: transformers reads null as "do not", and published files rely on it.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def read_settings(preprocessor: Mapping[str, Any], *, default_kind: str, support
         raise UnsupportedModelError(
             f"the image processor is {kind!r}; for this model {', '.join(supported)} are supported."
         )
-    given = {key: value for key, value in preprocessor.items() if value is not None}
+    given = {key: value for key, value in preprocessor.items() if value is not None or key.startswith("do_")}
     if given.get("pad_size"):
         raise UnsupportedModelError(f"pad_size is {given['pad_size']!r}; padding to a fixed size is not supported.")
     return ImageSettings(kind=kind, **_typed(kind, {**DEFAULTS[kind], **given}))
