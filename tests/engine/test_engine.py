@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from behold.engine import engine as engine_module
+from behold.engine import admission
 from behold.engine.engine import Engine, EngineOptions
 from behold.errors import CapacityError, OptionError
 from behold.types import Prompt, SamplingParams
@@ -25,7 +25,7 @@ def make(model: FakeModel, **options: int) -> Engine:
 
 @pytest.fixture
 def text_engine(model: FakeModel, monkeypatch: pytest.MonkeyPatch) -> Engine:
-    monkeypatch.setattr(engine_module, "Detokenizer", FakeDetokenizer)
+    monkeypatch.setattr(admission, "Detokenizer", FakeDetokenizer)
     return Engine(model, tokenizer=FakeTokenizer(), eos_token_ids=frozenset({1}))  # type: ignore[arg-type]
 
 
@@ -201,6 +201,51 @@ def test_cancel_from_another_thread_during_a_step(model: FakeModel) -> None:
     engine.wait([other])
     assert other.completions[0].ids == greedy(FakeModel(), prompt(2), 6, frozenset({1}))
     engine.check()
+
+
+def test_cancel_from_within_the_step_itself(model: FakeModel) -> None:
+    """As when the garbage collector closes a forgotten stream while its thread drives."""
+    engine = make(model)
+    victim = engine.submit(prompt(1), SamplingParams(max_new_tokens=30))
+    hidden = model.hidden
+
+    def cancelling(*args: object) -> torch.Tensor:
+        engine.cancel(victim)
+        return hidden(*args)  # type: ignore[arg-type]
+
+    model.hidden = cancelling  # type: ignore[method-assign,assignment]
+    assert engine.step() and victim.done and not engine.step()
+    engine.check()
+
+
+def test_a_request_refused_among_others_queues_none_of_them(model: FakeModel) -> None:
+    engine = make(model)
+    with pytest.raises(OptionError):
+        engine.complete([(prompt(1), SamplingParams()), (prompt(2), SamplingParams(max_new_tokens=0))])
+    assert not engine.step()
+
+
+def test_an_error_in_on_done_cancels_the_rest(model: FakeModel) -> None:
+    def broken(index: int, completion: object) -> None:
+        raise ZeroDivisionError
+
+    engine = make(model)
+    with pytest.raises(ZeroDivisionError):
+        engine.complete([(prompt(i), SamplingParams(max_new_tokens=1 + 20 * i)) for i in range(2)], on_done=broken)
+    assert not engine.step()
+    engine.check()
+
+
+def test_an_error_in_one_requests_text_ends_that_request_only(
+    text_engine: Engine, model: FakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (text_engine.submit(prompt(i), SamplingParams(max_new_tokens=4)) for i in range(2))
+    monkeypatch.setattr(first, "_transcript", None)
+    text_engine.wait([second])
+    with pytest.raises(AttributeError):
+        text_engine.wait([first])
+    assert second.completions[0].ids == greedy(model, prompt(1), 4, frozenset({1}))
+    text_engine.check()
 
 
 def test_on_done_comes_in_the_order_of_ending(model: FakeModel) -> None:

@@ -6,26 +6,21 @@ requests there are; deltas for others go to their requests, whose consumers are 
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 from collections.abc import Callable, Generator
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 
-import torch
-
-from behold.engine.beams import BeamSearch
+from behold.engine.admission import Admission
 from behold.engine.blocks import RowTable
 from behold.engine.kv_cache import budget_bytes
-from behold.engine.params import validate
-from behold.engine.request import Request, Transcript
+from behold.engine.request import Request
 from behold.engine.runner import Runner, StepOutput
 from behold.engine.scheduler import Scheduler
 from behold.engine.sequence import Chunk, Sequence
-from behold.errors import BeholdError, CapacityError, OptionError
+from behold.errors import BeholdError, OptionError
 from behold.models.base import VisionLanguageModel
-from behold.processing.detokenizer import Detokenizer
 from behold.processing.tokenizer import Tokenizer
 from behold.types import Completion, Delta, Prompt, SamplingParams
 
@@ -71,18 +66,21 @@ class Engine:
         *,
         tokenizer: Tokenizer | None,
         eos_token_ids: frozenset[int],
-        options: EngineOptions = EngineOptions(),  # noqa: B008 - frozen
+        options: EngineOptions = EngineOptions(),
     ) -> None:
-        self._text = model.config.text
-        self._tokenizer = tokenizer
-        self._eos = eos_token_ids
-        self._bytes_a_token = kv_bytes_a_token(model)
+        bytes_a_token = kv_bytes_a_token(model)
         kv_bytes = budget_bytes(model.device) if options.kv_cache_bytes is None else options.kv_cache_bytes
-        self._table = RowTable(max_rows=options.max_rows, budget_tokens=kv_bytes // self._bytes_a_token)
+        self._table = RowTable(max_rows=options.max_rows, budget_tokens=kv_bytes // bytes_a_token)
+        self._admission = Admission(
+            model.config.text,
+            tokenizer=tokenizer,
+            eos=eos_token_ids,
+            table=self._table,
+            bytes_a_token=bytes_a_token,
+        )
         self._runner = Runner(model, table=self._table, image_cache_bytes=options.image_cache_bytes)
         self._scheduler = Scheduler(self._table, max_step_tokens=options.max_step_tokens)
         self._requests: dict[int, Request] = {}
-        self._keys = itertools.count()
         # One lock for all state but tensors; those belong to the driver, the one thread that is inside a step.
         self._turn = threading.Condition()
         self._driver: int | None = None
@@ -97,7 +95,7 @@ class Engine:
             OptionError: an option is out of range, clashes with another, or needs a tokenizer that is not there.
             CapacityError: the prompt is longer than the context, or the request needs more memory than there is.
         """
-        return self._queue(self._checked(prompt, params))
+        return self._queue(self._admission.sequence(prompt, params))
 
     def cancel(self, request: Request) -> None:
         """End a request. Its rows are free at once, or after the step that is under way."""
@@ -152,7 +150,7 @@ class Engine:
                 f"num_beams={params.num_beams} cannot be streamed: a beam may be replaced until the end; "
                 "ask for the whole answer, or set num_beams=1"
             )
-        sequence = self._checked(prompt, params)
+        sequence = self._admission.sequence(prompt, params)
 
         def increments() -> Generator[Delta, None, None]:
             # Queued here, not above: a generator that is closed before its first `next` runs none of its code.
@@ -167,15 +165,27 @@ class Engine:
         on_done: Callable[[int, Completion], object] | None = None,
     ) -> list[Completion]:
         """Whole answers, in the order of the requests; of a beam search the best."""
-        submitted = [self._queue(s) for s in [self._checked(*request) for request in requests]]
-        self.wait(submitted, on_done=None if on_done is None else lambda i, r: on_done(i, r.completions[0]))
-        return [request.completions[0] for request in submitted]
+        sequences = [self._admission.sequence(*request) for request in requests]
+        done = self._run(sequences, None if on_done is None else lambda i, r: on_done(i, r.completions[0]))
+        return [request.completions[0] for request in done]
 
     def beams(self, prompt: Prompt, params: SamplingParams) -> list[Completion]:
         """The num_return_sequences best answers of one beam search, the best first."""
-        request = self.submit(prompt, params)
-        self.wait([request])
+        (request,) = self._run([self._admission.sequence(prompt, params)])
         return list(request.completions)
+
+    def _run(self, sequences: Many[Sequence], on_done: Callable[[int, Request], object] | None = None) -> list[Request]:
+        """Queue and wait; whatever breaks in, in the middle of queueing too, cancels all that is not over."""
+        requests: list[Request] = []
+        try:
+            for sequence in sequences:
+                requests.append(self._queue(sequence))
+            self.wait(requests, on_done=on_done)
+        except BaseException:
+            for request in requests:
+                self.cancel(request)
+            raise
+        return requests
 
     # --- steps ------------------------------------------------------------------------------------------------------
 
@@ -263,86 +273,18 @@ class Engine:
                 self._requests[sequence.key].fail(error)
 
     def _drop_ended(self) -> None:
-        for request in [request for request in self._requests.values() if request.done]:
-            self._scheduler.finish(request.sequence)
-            self._runner.forget(request.sequence)
-            del self._requests[request.sequence.key]
-
-    # --- new requests -----------------------------------------------------------------------------------------------
-
-    def _checked(self, prompt: Prompt, params: SamplingParams) -> Sequence:
-        validate(params, vocab_size=self._text.vocab_size, has_tokenizer=self._tokenizer is not None)
-        if params.num_return_sequences > 1 and params.num_beams == 1:
-            raise OptionError(
-                f"num_return_sequences={params.num_return_sequences} with num_beams=1 is that many requests: "
-                "submit those that engine.params.spread makes"
-            )
-        sequence = Sequence(
-            key=next(self._keys),
-            prompt=prompt,
-            params=params,
-            limit=self._room(prompt, params),
-            eos=params.stop_token_ids if params.ignore_eos else params.stop_token_ids | self._eos,
-            seed=_seed(params),
-        )
-        self._check_memory(sequence)
-        if params.num_beams > 1:
-            sequence.beams = self._beam_search(sequence)
-        return sequence
+        for key, request in list(self._requests.items()):
+            # Taken out first: a stream that the garbage collector closes may call this in the middle of itself.
+            if request.done and self._requests.pop(key, None) is not None:
+                self._scheduler.finish(request.sequence)
+                self._runner.forget(request.sequence)
 
     def _queue(self, sequence: Sequence) -> Request:
-        request = Request(sequence, lambda: self._transcript(sequence.params))
+        request = Request(sequence, lambda: self._admission.transcript(sequence.params))
         with self._turn:
             self._requests[sequence.key] = request
             self._scheduler.add(sequence)
         return request
-
-    def _room(self, prompt: Prompt, params: SamplingParams) -> int:
-        """New tokens that the context has room for."""
-        context, length = self._text.max_position_embeddings, len(prompt.ids)
-        if not length:
-            raise CapacityError("the prompt has no tokens: there is nothing to go on from")
-        if length >= context:
-            raise CapacityError(
-                f"the prompt has {length} tokens ({prompt.image_tokens} of pictures) and the model's context is "
-                f"{context}, which must hold at least one more: shorten the text or give fewer or smaller pictures"
-            )
-        return min(params.max_new_tokens, context - length)
-
-    def _check_memory(self, sequence: Sequence) -> None:
-        if self._table.can_ever_fit(sequence.rows, sequence.reserve):
-            return
-        rows, places = sequence.rows, sequence.reserve
-        if rows > self._table.max_rows:
-            raise CapacityError(f"num_beams={rows} is more than max_rows={self._table.max_rows} of this engine")
-        need, have = rows * places * self._bytes_a_token, self._table.budget_tokens * self._bytes_a_token
-        raise CapacityError(
-            f"{sequence.n_prompt} prompt tokens and {sequence.limit} new ones in {rows} row(s) need {need >> 20} MiB "
-            f"of cache and {have >> 20} MiB are set aside: lower max_new_tokens or raise EngineOptions.kv_cache_bytes"
-        )
-
-    def _beam_search(self, sequence: Sequence) -> BeamSearch:
-        def hits(ids: tuple[int, ...]) -> bool:
-            if ids[-1] in sequence.eos:
-                return True
-            if not sequence.params.stop:
-                return False
-            transcript = self._transcript(sequence.params)
-            for token in ids:
-                transcript.add(token)
-            transcript.finish()
-            return transcript.stopped
-
-        search = BeamSearch(sequence.params, sequence.limit, len(sequence.eos), hits)
-        if search.n_candidates > self._text.vocab_size:
-            raise OptionError(
-                f"num_beams={search.width} needs {search.n_candidates} candidates a step (beams × (1 + ids that end "
-                f"an answer)), more than the vocabulary's {self._text.vocab_size}"
-            )
-        return search
-
-    def _transcript(self, params: SamplingParams) -> Transcript:
-        return Transcript(None if self._tokenizer is None else Detokenizer(self._tokenizer), params.stop)
 
     # --- state ------------------------------------------------------------------------------------------------------
 
@@ -378,9 +320,3 @@ def kv_bytes_a_token(model: VisionLanguageModel) -> int:
     """Bytes of keys and values that one token takes in all layers."""
     text = model.config.text
     return 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * model.dtype.itemsize
-
-
-def _seed(params: SamplingParams) -> int:
-    if params.seed is not None or params.greedy:
-        return params.seed or 0
-    return int(torch.randint(1 << 62, ()))

@@ -8,6 +8,7 @@ doubling, so a decode step writes one place a head and copies nothing of the his
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from behold.nn.attention import AttentionPlan, attend_masked, attention_mask
 
 FIRST_CAPACITY = 64
+FLOOR_BYTES = 1 << 30
 PADDED_WORK_LIMIT = 1.5  # a padded batch may compute half as much again as is needed; beyond, rows go one by one
 
 
@@ -89,7 +91,7 @@ class RowView:
         outputs, start = [], 0
         if self._decode is not None:
             start = self._decode.n
-            outputs.append(self._decode.attend(keys, values, q[:start], k[:start], v[:start], window))
+            outputs.append(self._decode.attend(keys, values, (q[:start], k[:start], v[:start]), window))
         for index in self._rest:
             stop = start + self._plan.lengths[index]
             new = (q[start:stop], k[start:stop], v[start:stop])
@@ -139,8 +141,9 @@ class _DecodeRows:
         self._dense = self._slots == tuple(range(self._low, self._high))
         self._masks: dict[int | None, Tensor] = {}
 
-    def attend(self, keys: Tensor, values: Tensor, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
-        """q: (n, Hq, d), k and v: (n, Hkv, d). Returns (n, Hq, d)."""
+    def attend(self, keys: Tensor, values: Tensor, new: tuple[Tensor, Tensor, Tensor], window: int | None) -> Tensor:
+        """new: q (n, Hq, d), k and v (n, Hkv, d). Returns (n, Hq, d)."""
+        q, k, v = new
         keys[self._rows, :, self._places] = k
         values[self._rows, :, self._places] = v
         if not self._padded:
@@ -179,13 +182,26 @@ class _DecodeRows:
 
 
 def budget_bytes(device: torch.device) -> int:
-    """Memory to set aside for keys and values when nobody says: half of what is free on the device."""
+    """Memory to set aside for keys and values when nobody says: half of what is free on the device.
+
+    It is a ceiling: storage grows as it is needed. Not below FLOOR_BYTES, which one long request needs in any case.
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0]) // 2
+    return max(_free_bytes() // 2, FLOOR_BYTES)
+
+
+def _free_bytes() -> int:
+    """What programs can get on this computer; a quarter of all memory where the system does not say."""
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    except (AttributeError, OSError, ValueError):  # no such figures on this system
-        return 2 << 30
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+    except (AttributeError, OSError, ValueError):
+        return FLOOR_BYTES
 
 
 def _grown(

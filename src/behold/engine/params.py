@@ -117,7 +117,7 @@ def _check_stops(params: SamplingParams, has_tokenizer: bool) -> None:
 
 
 def _check_sampling_clashes(params: SamplingParams) -> None:
-    """With temperature 0 a filter cannot change the choice, so it passes; with None the caller surely meant sampling."""
+    """With temperature 0 a filter cannot change the choice, so it passes; with None the caller meant sampling."""
     if params.temperature is not None or params.num_beams > 1:
         return
     filters = {"top_k": params.top_k, "top_p": None if params.top_p == 1.0 else params.top_p, "min_p": params.min_p}

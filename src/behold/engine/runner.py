@@ -168,7 +168,7 @@ class Runner:
         def process(scores: Tensor, beam: Beam) -> Tensor:
             ids = [*prompt, *beam.ids] if reads_history(params) else []
             history = torch.tensor(ids, dtype=torch.long, device=scores.device)
-            return processed(scores, history, params, len(prompt), len(beam.ids), sequence.eos)
+            return processed(scores, history, params, n_prompt=len(prompt), n_new=len(beam.ids), eos=sequence.eos)
 
         return beams.candidates(logits, sequence.beams, process)
 

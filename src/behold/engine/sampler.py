@@ -34,7 +34,7 @@ class Sampled:
 
 
 class Sampler:
-    """Chooses the next ids of many sequences. Keeps each sequence's ids as a tensor, only where a penalty needs them."""
+    """Chooses the next ids of many sequences. Keeps a sequence's ids as a tensor only where a penalty needs them."""
 
     def __init__(self, device: torch.device) -> None:
         self._generator = torch.Generator(device=device)
@@ -58,7 +58,8 @@ class Sampler:
     def _choose(self, logits: Tensor, sequence: Sequence) -> Sampled:
         params = sequence.params
         history = self._history(sequence) if reads_history(params) else torch.empty(0, dtype=torch.long)
-        scores = processed(logits, history, params, sequence.n_prompt, sequence.n_new, sequence.eos)
+        lengths = {"n_prompt": sequence.n_prompt, "n_new": sequence.n_new}
+        scores = processed(logits, history, params, **lengths, eos=sequence.eos)
         if params.greedy:
             token = int(scores.argmax())
         else:
@@ -105,7 +106,7 @@ def reads_history(params: SamplingParams) -> bool:
 
 
 def processed(
-    scores: Tensor, ids: Tensor, params: SamplingParams, n_prompt: int, n_new: int, eos: frozenset[int]
+    scores: Tensor, ids: Tensor, params: SamplingParams, *, n_prompt: int, n_new: int, eos: frozenset[int]
 ) -> Tensor:
     """Everything that applies to greedy choice, sampling and beams alike."""
     if params.repetition_penalty != 1.0:

@@ -35,7 +35,7 @@ class Scheduler:
         self.waiting.append(sequence)
 
     def schedule(self) -> list[Chunk]:
-        """The next step's chunks, decoding ones first and in the order of their rows. Changes no sequence's progress."""
+        """The next step's chunks, decoding ones first, in the order of their rows. Moves no sequence on."""
         self._admit()
         decoding = [sequence for sequence in self.running if sequence.pending == 1]
         decoding.sort(key=lambda sequence: sequence.slots)  # neighbours in the cache are neighbours in the batch
