@@ -16,7 +16,9 @@ from behold.types import SamplingParams
 NOTHING = GenerationConfig()
 
 
-def params(base: GenerationConfig = NOTHING, *, given: object = None, prompt: int = 5, **arguments: Any) -> SamplingParams:
+def params(
+    base: GenerationConfig = NOTHING, *, given: object = None, prompt: int = 5, **arguments: Any
+) -> SamplingParams:
     return sampling_params(merged(base, given, {"max_new_tokens": 7, **arguments}), prompt)
 
 
@@ -61,7 +63,12 @@ def test_no_limit_is_20_tokens_and_a_warning() -> None:
 
 def test_beams() -> None:
     found = params(num_beams=4, num_return_sequences=2, length_penalty=0.5, early_stopping=True)
-    assert (found.num_beams, found.num_return_sequences, found.length_penalty, found.early_stopping) == (4, 2, 0.5, True)
+    assert (found.num_beams, found.num_return_sequences, found.length_penalty, found.early_stopping) == (
+        4,
+        2,
+        0.5,
+        True,
+    )
     assert params(length_penalty=0.5).length_penalty == 1.0, "without beams it has no effect"
 
 
@@ -156,4 +163,4 @@ def test_the_config_is_an_object_to_change() -> None:
     with pytest.raises(OptionError, match="Did you mean 'do_sample'"):
         config.do_sampel = True
     with pytest.raises(AttributeError, match="no 'colour'"):
-        config.colour
+        _ = config.colour

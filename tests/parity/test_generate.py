@@ -60,7 +60,9 @@ def same_ids(name: str, inputs: Any, **options: Any) -> torch.Tensor:
         warnings.simplefilter("ignore")
         expected = both.theirs.generate(**inputs, **options)
     found = both.ours.generate(**inputs, **options)
-    assert torch.equal(found, expected), f"{found[:, inputs.input_ids.shape[1]:]}\n{expected[:, inputs.input_ids.shape[1]:]}"
+    assert torch.equal(found, expected), (
+        f"{found[:, inputs.input_ids.shape[1] :]}\n{expected[:, inputs.input_ids.shape[1] :]}"
+    )
     return found
 
 
@@ -82,7 +84,9 @@ def test_logits_with_left_padding_and_rows_without_pictures(name: str) -> None:
 @pytest.mark.parametrize("name", MAIN)
 def test_loss_and_last_logits(name: str) -> None:
     inputs = mixed_batch(name)
-    labels = inputs.input_ids.masked_fill(inputs.attention_mask == 0, -100)
+    # What a left-padded row's first token is predicted from is padding, which the two libraries fill differently.
+    behind_padding = torch.cat([torch.zeros(3, 1), inputs.attention_mask[:, :-1]], dim=1) == 0
+    labels = inputs.input_ids.masked_fill(behind_padding, -100)
     with torch.no_grad():
         expected = pair(name).theirs(**inputs, labels=labels)
         found = pair(name).ours(**inputs, labels=labels, logits_to_keep=2)
@@ -141,7 +145,8 @@ def test_stop_strings_end_the_answer_with_the_ids_of_the_string() -> None:
     both, inputs = pair(name), mixed_batch(name)
     width = inputs.input_ids.shape[1]
     plain = both.ours.generate(**inputs, max_new_tokens=12)[:, width:]
-    text = both.processor.decode(plain[0, 4:6])
+    text = both.processor.decode(plain[0, 5])
+    assert text.isascii() and text.strip()
     found = same_ids(name, inputs, max_new_tokens=12, stop_strings=[text], tokenizer=both.their_processor.tokenizer)
     assert both.processor.decode(found[0, width:], skip_special_tokens=True).endswith(text)
 
@@ -168,7 +173,9 @@ def test_right_padding_and_a_missing_mask_are_read_as_well() -> None:
     rows = [row[mask.bool()].tolist() for row, mask in zip(inputs.input_ids, inputs.attention_mask, strict=True)]
     right = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
     pixels = inputs.pixel_values
-    found = both.ours.generate(input_ids=right, attention_mask=(right != pad).long(), pixel_values=pixels, max_new_tokens=6)
+    found = both.ours.generate(
+        input_ids=right, attention_mask=(right != pad).long(), pixel_values=pixels, max_new_tokens=6
+    )
     assert torch.equal(found[:, width:], expected)
     both.ours.generation_config.pad_token_id = pad
     found = both.ours.generate(inputs.input_ids, pixel_values=pixels, max_new_tokens=6)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import UserDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -78,9 +78,15 @@ def integers(name: str, rows: Sequence[Sequence[int]], return_tensors: TensorKin
     return torch.from_numpy(array) if return_tensors == "pt" else array
 
 
-def floats(value: torch.Tensor, return_tensors: TensorKind) -> object:
-    """A tensor from an image layout as it is, as numpy, or (None) as a list with one numpy array a row."""
+def pictures_as(return_tensors: TensorKind, packed: Mapping[str, torch.Tensor]) -> dict[str, object]:
+    """A layout's tensors as they are or as numpy arrays.
+
+    Without return_tensors, pictures that need no mask are a list with one array each, as in transformers; those that
+    were padded to one size stay one array.
+    """
     if return_tensors == "pt":
-        return value
-    array = value.numpy()
-    return array if return_tensors == "np" else list(array)
+        return dict(packed)
+    arrays = {name: tensor.numpy() for name, tensor in packed.items()}
+    if return_tensors is None and len(arrays) == 1:
+        return {name: list(array) for name, array in arrays.items()}
+    return dict(arrays)

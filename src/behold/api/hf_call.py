@@ -12,6 +12,7 @@ from behold.api.hf_generation import (
     GenerationConfig,
     check_unsupported,
     end_ids,
+    fill_id,
     is_option,
     merged,
     pad_id,
@@ -98,7 +99,7 @@ def read_call(
         rows=rows,
         params=sampling_params(config, input_ids.shape[1]),
         answers=max(1, config.num_return_sequences or 1),
-        pad=pad_id(config),
+        pad=fill_id(config),
         as_output=bool(config.return_dict_in_generate),
     )
 

@@ -76,17 +76,21 @@ def loss_of(logits: Tensor, labels: Tensor, rows: Sequence[Row]) -> Tensor:
     """Mean cross entropy of each next token, in float32; labels (B, T) of -100 are not counted.
 
     Raises:
-        OptionError: a wrong shape, or labels at padding, where there is nothing to predict from.
+        OptionError: a wrong shape, or a counted label behind padding, where there is nothing to predict it from.
     """
     if labels.shape != logits.shape[:2]:
         raise OptionError(f"labels is {tuple(labels.shape)} and input_ids {tuple(logits.shape[:2])}; they must agree.")
-    padding = torch.ones_like(labels, dtype=torch.bool)
+    real = torch.zeros_like(labels, dtype=torch.bool)
     for index, row in enumerate(rows):
-        padding[index, list(row.columns)] = False
-    if bool((labels[padding] != IGNORED_LABEL).any()):
-        raise OptionError(f"labels count padding; set labels[attention_mask == 0] = {IGNORED_LABEL}.")
-    targets = labels[:, 1:].to(logits.device)
-    return F.cross_entropy(logits[:, :-1].float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED_LABEL)
+        real[index, list(row.columns)] = True
+    targets = labels[:, 1:]
+    if bool(((targets != IGNORED_LABEL) & ~real[:, :-1]).any()):
+        raise OptionError(
+            f"labels count tokens behind padding; set labels[attention_mask == 0] = {IGNORED_LABEL}, and with padding "
+            "on the left that of each row's first token too."
+        )
+    flat = targets.to(logits.device).flatten()
+    return F.cross_entropy(logits[:, :-1].float().flatten(0, 1), flat, ignore_index=IGNORED_LABEL)
 
 
 def kept(logits: Tensor, logits_to_keep: int | Tensor) -> Tensor:

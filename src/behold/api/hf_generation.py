@@ -209,6 +209,16 @@ def pad_id(config: GenerationConfig) -> int | None:
     return ends[0] if ends else None
 
 
+def fill_id(config: GenerationConfig) -> int | None:
+    """What fills the rows of answers that end early in the result: the pad id.
+
+    transformers' beam search takes an id of 0 for none and fills with the first end-of-sequence id (seen in 5.23,
+    idefics2); the ids of both are the same because this does so too.
+    """
+    pad, ends = pad_id(config), _as_ids(config.eos_token_id)
+    return ends[0] if pad == 0 and ends and (config.num_beams or 1) > 1 else pad
+
+
 def end_ids(config: GenerationConfig) -> frozenset[int]:
     """The ids that end an answer."""
     return frozenset(_as_ids(config.eos_token_id))
@@ -256,7 +266,7 @@ def _lengths(config: GenerationConfig, prompt_tokens: int) -> tuple[int, int]:
         warnings.warn(
             f"Neither max_new_tokens nor max_length is set: answers end after {maximum} tokens; set the first.",
             UserWarning,
-            stacklevel=5,
+            stacklevel=7,  # the line that calls generate
         )
     if config.min_new_tokens is not None:
         return maximum, config.min_new_tokens

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from behold.api.hf_batch import Batch, TensorKind, check_kind, floats
+from behold.api.hf_batch import Batch, TensorKind, check_kind, pictures_as
 from behold.api.hf_images import flat_images
 from behold.chat.media import load_image
 
@@ -66,4 +66,4 @@ class HFImageProcessor:
     def batch(self, rows: Sequence[Sequence[Image]], kind: TensorKind, *, layout: ImageLayout) -> Batch:
         """Rows of loaded pictures as tensors, arrays or lists."""
         prepared = [[each for picture in layout.prepare(row) for each in picture] for row in rows]
-        return Batch({name: floats(tensor, kind) for name, tensor in layout.pack(prepared).items()})
+        return Batch(pictures_as(kind, layout.pack(prepared)))

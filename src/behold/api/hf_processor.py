@@ -12,7 +12,7 @@ from jinja2 import meta
 from PIL.Image import Image
 from PIL.Image import new as new_image
 
-from behold.api.hf_batch import Batch, TensorKind, check_kind, floats
+from behold.api.hf_batch import Batch, TensorKind, check_kind, pictures_as
 from behold.api.hf_call import refuse_foreign
 from behold.api.hf_image_processor import HFImageProcessor
 from behold.api.hf_images import flat_images, image_rows
@@ -176,8 +176,7 @@ class HFProcessor:
         ]
         ids = [prompt.ids for prompt in prompts]
         batch = self.tokenizer.batch(ids, settings, kind, masks=return_attention_mask is not False)
-        for name, tensor in processor.layout.pack([prompt.images for prompt in prompts]).items():
-            batch[name] = floats(tensor, kind)
+        batch.update(pictures_as(kind, processor.layout.pack([prompt.images for prompt in prompts])))
         return batch
 
     def _with(self, layout: ImageLayout) -> Processor:
@@ -237,7 +236,8 @@ class HFProcessor:
         arguments.setdefault("add_special_tokens", not self._starts_itself(texts[0]))
         if arguments.get("images") is None:
             arguments["images"] = [[image for message in chat for image in message.images] for chat in chats]
-        out = self(text=texts, return_tensors=return_tensors, **arguments)
+        arguments.setdefault("return_tensors", return_tensors)
+        out = self(text=texts, **cast("Any", arguments))
         return out if return_dict else out["input_ids"]
 
     def _sort(self, template: ChatTemplate, variables: dict[str, object], arguments: dict[str, object]) -> None:

@@ -194,13 +194,16 @@ class ImageTextToTextPipeline:
 
     def _arguments(self, options: CallOptions) -> dict[str, Any]:
         """The arguments of `generate`: those given, and a limit of 256 tokens where nobody set one."""
-        given = options.generate.get("generation_config")
-        places = [
-            options.generate,
-            *(vars(place) for place in (given, self.model.generation_config) if place is not None),
+        arguments = dict(options.generate)
+        configs = (arguments.get("generation_config"), self.model.generation_config)
+        limits = [
+            value
+            for name in ("max_new_tokens", "max_length")
+            for value in (arguments.get(name), *(getattr(config, name, None) for config in configs))
         ]
-        limited = any(place.get(name) is not None for place in places for name in ("max_new_tokens", "max_length"))
-        return {**({} if limited else {"max_new_tokens": MAX_NEW_TOKENS}), **options.generate}
+        if all(value is None for value in limits):
+            arguments["max_new_tokens"] = MAX_NEW_TOKENS
+        return arguments
 
     def _records(self, prepared: _Prepared, sequences: Tensor, options: CallOptions) -> Records:
         item, answers = prepared.item, prepared.call.answers

@@ -91,13 +91,15 @@ def read_options(arguments: Mapping[str, Any]) -> CallOptions:
         raise OptionError("num_workers is not supported: pictures are prepared in this process; leave it out.")
     generate = dict(rest.pop("generate_kwargs", None) or {})
     for name in [name for name in rest if is_option(name) or name in ("generation_config", "streamer")]:
-        if name in generate:
+        value = rest.pop(name)
+        if value is not None and name in generate:
             raise OptionError(f"{name!r} is given twice, in generate_kwargs and as an argument; give it once.")
-        generate[name] = rest.pop(name)
+        if value is not None:
+            generate[name] = value
     if (stop := rest.pop("stop_sequence", None)) is not None:
         generate["stop_strings"] = [stop] if isinstance(stop, str) else list(stop)
     return CallOptions(
-        generate={name: value for name, value in generate.items() if value is not None},
+        generate=generate,
         return_type=_return_type(rest),
         processor=dict(rest.pop("processor_kwargs", None) or {}),
         continue_final_message=rest.pop("continue_final_message", None),
