@@ -31,10 +31,11 @@ _BYTE_OF = _byte_level_alphabet()
 class Detokenizer:
     """State of one answer.
 
-    Three offsets into its ids: text up to `_read` has been given out; decoding starts at `_context`, a little before,
-    so that the decoder sees what a word follows; ids from `_read` on wait until their text is final.
+    Three offsets into its ids: text up to `_read` has been given out (up to `_previous` the time before); decoding
+    starts at `_context`, a little before, so that the decoder sees what a word follows; ids from `_read` on wait until
+    their text is final.
 
-    Example: byte-level ids of "é" arrive as two: add([195-ish]) gives "", add([169-ish]) gives "é".
+    Example: the two byte-level ids of "é", one by one: the first gives "", the second gives "é".
     """
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
@@ -42,6 +43,7 @@ class Detokenizer:
         self._skip = skip_special_tokens
         self._ids: list[int] = []
         self._context = 0
+        self._previous = 0
         self._read = 0
         self._context_text = ""  # of the ids from _context to _read
         kinds = _decoder_kinds(tokenizer)
@@ -62,12 +64,13 @@ class Detokenizer:
         if len(text) <= len(self._context_text):
             return ""  # nothing to see yet (special tokens): keep the context, a decoder may trim a first space
         new = text[len(self._context_text) :]
-        later = self._decode(self._read)
-        if later:  # not so for a lone space, which a decoder that trims the first space would trim twice
-            self._context, self._context_text = self._read, later
-        else:
-            self._context_text = text
-        self._read = len(self._ids)
+        self._context_text = text
+        for start in (self._read, self._previous):
+            # A lone space will not do as context: a decoder that trims the first space would trim a second one.
+            if later := self._decode(start):
+                self._context, self._context_text = start, later
+                break
+        self._previous, self._read = self._read, len(self._ids)
         return new
 
     def _decode(self, start: int) -> str:
