@@ -180,7 +180,7 @@ def test_a_broken_item_is_named_before_anything_runs(vlm: behold.VLM) -> None:
     before = vlm.engine.stats().steps
     with pytest.raises(MediaError, match=r"item 1 .*no-such\.png"):
         vlm.batch([([], "Fine."), ("no-such.png", "What?")])
-    with pytest.raises(ChatError, match="item 0 .*neither"):
+    with pytest.raises(ChatError, match=r"item 0 .*neither"):
         vlm.batch([42])  # type: ignore[list-item]
     assert vlm.engine.stats().steps == before
 
@@ -211,9 +211,9 @@ def test_generate_takes_both_conventions(vlm: behold.VLM) -> None:
 
 def test_places_and_pictures_must_match(vlm: behold.VLM) -> None:
     message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}
-    with pytest.raises(ChatError, match="0 pictures .* 1 place"):
+    with pytest.raises(ChatError, match=r"0 pictures .* 1 place"):
         vlm.generate([message])
-    with pytest.raises(ChatError, match="2 pictures .* 1 place"):
+    with pytest.raises(ChatError, match=r"2 pictures .* 1 place"):
         vlm.generate([message], images=[PICTURE, PICTURE])
 
 
