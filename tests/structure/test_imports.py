@@ -41,7 +41,13 @@ RULES: dict[str, tuple[str, ...]] = {
     "behold.chat*": (),
     "behold.processing*": ("behold.chat*", "behold.checkpoint.files", "behold.nn*"),
     "behold.models.registry": ("behold.models.base", "behold.checkpoint*"),
-    "behold.models.load": ("behold.models.base", "behold.models.registry", "behold.checkpoint*", "behold.quant*"),
+    "behold.models.load": (
+        "behold.models.base",
+        "behold.models.config",
+        "behold.models.registry",
+        "behold.checkpoint*",
+        "behold.quant*",
+    ),
     "behold.models.families*": (
         "behold.models.config",
         "behold.models.decoder",
@@ -67,6 +73,7 @@ RULES: dict[str, tuple[str, ...]] = {
     ),
     "behold.engine*": (
         "behold.models.base",
+        "behold.models.config",
         "behold.nn.attention",
         "behold.processing.detokenizer",
         "behold.processing.tokenizer",
