@@ -59,6 +59,9 @@ def test_the_config_reads_as_transformers_does() -> None:
     assert model.config.to_dict()["text_config"]["hidden_size"] == 64
     with pytest.raises(AttributeError, match="no 'colour'"):
         _ = model.config.colour
+    model.config.use_cache = False
+    with pytest.raises(OptionError, match=r"config\.image_token_id cannot be set"):
+        model.config.image_token_id = 5
 
 
 def test_moving_it_makes_a_new_engine() -> None:
@@ -68,6 +71,14 @@ def test_moving_it_makes_a_new_engine() -> None:
     assert model.to(torch.float64) is model and model.dtype == torch.float64
     assert model.engine is not engine
     assert torch.equal(model.generate(**batch, max_new_tokens=4), before)
+
+
+def test_a_copy_works_by_itself() -> None:
+    model = load(dtype=torch.float32)
+    expected = model.generate(**inputs(), max_new_tokens=4)
+    other = copy.deepcopy(model)
+    assert other.engine is not model.engine
+    assert torch.equal(other.generate(**inputs(), max_new_tokens=4), expected)
 
 
 @pytest.mark.parametrize("options", [{"dtype": torch.bfloat16}, {"torch_dtype": "float16"}, {"dtype": "auto"}, {}])

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, ClassVar
 
+from behold.errors import OptionError
+
 
 class ConfigView:
     """config.json by attribute, sections as views of their own: `config.text_config.hidden_size`.
@@ -39,6 +41,11 @@ class ConfigView:
         if alias is not None and alias in self.__dict__:
             return self.__dict__[alias]
         raise AttributeError(f"The checkpoint's config has no {name!r}; it has {', '.join(sorted(self.__dict__))}.")
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name != "use_cache":  # training code sets it; here it changes nothing either way
+            raise OptionError(f"config.{name} cannot be set: the model is built. See model.generation_config.")
+        self.__dict__[name] = value
 
     def get_text_config(self, decoder: bool = True) -> ConfigView:
         """The text decoder's settings."""

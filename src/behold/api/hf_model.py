@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
@@ -230,6 +231,15 @@ class ImageTextToTextModel(nn.Module):
                     self.model, tokenizer=self._processor.tokenizer, eos_token_ids=self._processor.eos_token_ids
                 )
             return self._engine
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        # Weights and settings are copied; the processor is stateless and shared; the engine is made anew.
+        other = type(self).__new__(type(self))
+        memo[id(self)] = other
+        own = {"_processor": self._processor, "_engine": None, "_lock": Lock()}
+        rest = {name: copy.deepcopy(value, memo) for name, value in self.__dict__.items() if name not in own}
+        other.__dict__.update({**rest, **own})
+        return other
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # `to`, `half`, `cuda` and the like: the engine's caches belong to the old device and dtype.
