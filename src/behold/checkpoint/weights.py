@@ -130,7 +130,9 @@ def load_weights(
     plan = check(module, stored_tensors(folder), rules)
     mappings: dict[Path, Tensor] = {}
     total, done = sum(tensor.n_bytes for tensor in plan.values()), 0
-    for prefix, owner in list(module.named_modules()):
+    # by name: a list of the modules themselves would keep alive those that `finished` replaces
+    for prefix in [name for name, _ in module.named_modules()]:
+        owner = module.get_submodule(prefix)
         names = [name for name, _ in owner.named_parameters(recurse=False)]
         for name in names:
             tensor = plan[f"{prefix}.{name}" if prefix else name]
