@@ -85,6 +85,16 @@ def test_what_is_unfinished_at_the_end_is_shown_then() -> None:
     assert stream.finish() == ""
 
 
+def test_a_newline_written_as_a_byte_can_be_seen_before_it_is_certain() -> None:
+    tokenizer = load("llava-clip-llama")
+    stream = Detokenizer(tokenizer)
+    shown = stream.add(tokenizer.encode("end\n", add_special_tokens=False))
+    assert (shown, stream.pending()) == ("", "end\n")
+    stream.add([tokenizer.token_to_id("<0xF0>")])  # type: ignore[list-item]
+    assert stream.pending() == ""
+    assert Detokenizer(tokenizer).pending() == ""
+
+
 @pytest.mark.parametrize("skip", [True, False])
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=150, deadline=None)

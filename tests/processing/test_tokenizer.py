@@ -134,6 +134,12 @@ def test_nobody_can_type_an_anchor() -> None:
         tokenizer.encode(typed("".join(map(chr, PRIVATE)) + "<image>", "<image>"))
 
 
+def test_half_a_surrogate_pair_is_replaced() -> None:
+    tokenizer = load("llava-siglip-qwen2")
+    assert tokenizer.encode("a\ud800b") == tokenizer.encode("a\ufffdb")
+    assert tokenizer.encode(typed("\ud800<image>", "<image>")) == tokenizer.encode(typed("\ufffd<image>", "<image>"))
+
+
 # --- special tokens and the vocabulary ---------------------------------------------------------------------------
 
 

@@ -58,7 +58,7 @@ def _in_memory(source: object) -> tuple[Image.Image, str] | None:
         return source, "the PIL image"
     if is_tensor(source):
         return array_to_image(tensor_to_array(source), "the tensor", channels_first=True), "the tensor"
-    if hasattr(source, "__array__"):
+    if hasattr(source, "__array__") and not isinstance(source, str | bytes):  # numpy's own strings have it too
         where = "the array" if isinstance(source, np.ndarray) else f"the {type(source).__name__}"
         return array_to_image(np.asarray(source), where), where
     return None

@@ -19,7 +19,7 @@ from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 
 _LARGEST_TEXT = 1_000_000
 _LARGEST_EXPONENT = 64
@@ -72,15 +72,23 @@ def render(template: jinja2.Template, variables: Mapping[str, Any]) -> str:
         jinja2.TemplateError: the template itself fails, refuses, or leaves the bounds above.
     """
     deadline = time.monotonic() + MAX_RENDER_S
+
+    def check_time() -> None:
+        if time.monotonic() > deadline:
+            raise SecurityError(f"the template runs for more than {MAX_RENDER_S:g} s")
+
+    def bounded_range(*bounds: int) -> range:
+        check_time()  # loops that write nothing are noticed here
+        return safe_range(*bounds)
+
     pieces: list[str] = []
     length = 0
-    for piece in template.generate(**variables):
+    for piece in template.generate({**variables, "range": bounded_range}):
         pieces.append(piece)
         length += len(piece)
         if length > MAX_RENDERED_CHARACTERS:
             raise SecurityError(f"the template writes more than {MAX_RENDERED_CHARACTERS} characters")
-        if time.monotonic() > deadline:
-            raise SecurityError(f"the template runs for more than {MAX_RENDER_S:g} s")
+        check_time()
     return "".join(pieces)
 
 

@@ -59,6 +59,14 @@ class Detokenizer:
         """The text still held back; an unfinished character shows as U+FFFD, as it does when decoding all at once."""
         return self._advance()
 
+    def pending(self) -> str:
+        """What is held back, as it would read if the answer ended here; "" in the middle of a character.
+
+        For looking only (has a stop string been written?): later ids may still change it.
+        """
+        held = self._decode(self._context)[len(self._context_text) :] if self._read < len(self._ids) else ""
+        return "" if "\ufffd" in held else held
+
     def _advance(self) -> str:
         text = self._decode(self._context)
         if len(text) <= len(self._context_text):

@@ -26,7 +26,7 @@ from behold.processing.images import (
     size_of,
 )
 from behold.processing.settings import ImageSettings, read_settings
-from behold.processing.tokenizer import read_tokens
+from behold.processing.tokenizer_files import read_tokens
 from behold.types import ImageInput
 
 if TYPE_CHECKING:

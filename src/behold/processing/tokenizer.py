@@ -1,6 +1,6 @@
 """Text to ids and back, thin over the `tokenizers` library, with the special tokens of a checkpoint's files.
 
-The pipeline is the one tokenizer.json describes, except where transformers rebuilds it (see `_as_llama`).
+The pipeline is the one tokenizer.json describes, except where transformers rebuilds it (see tokenizer_files).
 """
 
 from __future__ import annotations
@@ -13,16 +13,13 @@ from typing import TYPE_CHECKING, Any
 import tokenizers
 
 from behold.chat.literals import Ranges, RenderedPrompt
-from behold.errors import CheckpointError, CheckpointNotFoundError
 from behold.processing.anchors import Anchors
+from behold.processing.tokenizer_files import is_llama, read_backend
 
 if TYPE_CHECKING:
     from behold.checkpoint.files import CheckpointFiles
 
-NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-# Model types whose tokenizer_class transformers believes: the others' files name classes that do not fit them.
-_TRUSTED_LLAMA = frozenset({"idefics2"})
-_LLAMA_CLASSES = (None, "LlamaTokenizer", "LlamaTokenizerFast")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _SPACE_BEFORE = re.compile(r" ([.?!,]|n't|'m|'s|'ve|'re)")
 
 
@@ -58,28 +55,15 @@ class Tokenizer:
             CheckpointNotFoundError: there is no tokenizer.json (the message says what there is instead).
             CheckpointError: tokenizer.json cannot be read.
         """
-        path = files.folder / "tokenizer.json"
-        if not path.is_file():
-            raise CheckpointNotFoundError(_missing(files))
+        backend, named = read_backend(files)
         config = files.tokenizer_config
-        try:
-            text = path.read_text(encoding="utf-8")
-            backend = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises plain Exception
-            raise CheckpointError(f"{path} cannot be read ({error}). Download it again.") from error
-        named = {**_default_named(files, text), **_named(config)}
-        llama = _is_llama(files, text)
-        if llama:
-            _as_llama(backend, config)
-        for _, token in sorted((int(key), value) for key, value in _added(config)):
-            backend.add_tokens([token])
-        backend.add_special_tokens(list(_extra(config)))
         length = config.get("model_max_length")
         return cls(
             backend,
             named,
-            padding_side=config.get("padding_side") or ("left" if llama else "right"),
+            padding_side=config.get("padding_side") or ("left" if is_llama(files) else "right"),
             clean_up_tokenization_spaces=bool(config.get("clean_up_tokenization_spaces")),
+            # transformers writes 1e30 for "no limit"
             model_max_length=int(length) if isinstance(length, int | float) and length < 1e18 else None,
         )
 
@@ -88,9 +72,11 @@ class Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Ids of a text. In a RenderedPrompt, special tokens that touch a literal range are plain text."""
         literals: Ranges = text.literals if isinstance(text, RenderedPrompt) else ()
+        # Half of a surrogate pair is no text; JSON lets it through, and the library would fail on it.
+        text = _SURROGATE.sub("\ufffd", text)
         if literals:
-            return self._anchors.encode(str(text), literals, add_special_tokens=add_special_tokens)
-        return list(self.backend.encode(str(text), add_special_tokens=add_special_tokens).ids)
+            return self._anchors.encode(text, literals, add_special_tokens=add_special_tokens)
+        return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def decode(
         self,
@@ -214,87 +200,3 @@ class Tokenizer:
     @property
     def pad_token_id(self) -> int | None:
         return self._named_id("pad_token")
-
-
-def _is_llama(files: CheckpointFiles, text: str) -> bool:
-    return (
-        files.config.get("model_type") in _TRUSTED_LLAMA
-        and files.tokenizer_config.get("tokenizer_class") in _LLAMA_CLASSES
-        and '"ByteLevel"' not in text
-    )
-
-
-def _as_llama(backend: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
-    """Replace the pipeline by the one transformers 5 builds for a LlamaTokenizer, whatever tokenizer.json says.
-
-    It matters after a special token: files written by older versions put a space in front of the text there, this
-    pipeline does not (legacy=false), and idefics2's own processor writes one where it is needed.
-    """
-    prefix = config.get("add_prefix_space") is not False
-    scheme = ("always" if config.get("legacy") else "first") if prefix else "never"
-    backend.normalizer = None
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace("▁", prepend_scheme=scheme, split=False)
-    steps: list[Any] = [
-        tokenizers.decoders.Replace("▁", " "),
-        tokenizers.decoders.ByteFallback(),
-        tokenizers.decoders.Fuse(),
-    ]
-    backend.decoder = tokenizers.decoders.Sequence(
-        [*steps, tokenizers.decoders.Strip(content=" ", left=1)] if prefix else steps
-    )
-    if isinstance(backend.model, tokenizers.models.BPE):
-        model = backend.model
-        model.fuse_unk, model.byte_fallback, model.unk_token, model.dropout = True, True, None, None
-        backend.model = model
-
-
-def _default_named(files: CheckpointFiles, text: str) -> dict[str, str]:
-    return {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"} if _is_llama(files, text) else {}
-
-
-def _content(token: object) -> str | None:
-    if isinstance(token, Mapping):
-        token = token.get("content")
-    return token if isinstance(token, str) and token else None
-
-
-def _named(config: Mapping[str, Any]) -> dict[str, str]:
-    """Special tokens by role: the common roles, and a checkpoint's own (keys ending in _token, or a dict of extras)."""
-    extras = config.get("extra_special_tokens")
-    own = dict(extras) if isinstance(extras, Mapping) else {}
-    own |= config.get("model_specific_special_tokens") or {}
-    own |= {key: value for key, value in config.items() if key in NAMED_TOKENS or key.endswith("_token")}
-    found = {key: _content(value) for key, value in own.items()}
-    return {key: token for key, token in found.items() if token is not None}
-
-
-def _extra(config: Mapping[str, Any]) -> Iterable[tokenizers.AddedToken]:
-    for key in ("extra_special_tokens", "additional_special_tokens"):
-        tokens = config.get(key)
-        for token in tokens if isinstance(tokens, list) else ():
-            if (content := _content(token)) is not None:
-                yield tokenizers.AddedToken(content, special=True, normalized=False)
-
-
-def _added(config: Mapping[str, Any]) -> Iterable[tuple[str, tokenizers.AddedToken]]:
-    for identifier, token in (config.get("added_tokens_decoder") or {}).items():
-        if isinstance(token, Mapping) and (content := _content(token)) is not None:
-            flags = {key: bool(token[key]) for key in ("lstrip", "rstrip", "normalized", "single_word") if key in token}
-            yield identifier, tokenizers.AddedToken(content, special=bool(token.get("special")), **flags)
-
-
-def _missing(files: CheckpointFiles) -> str:
-    folder = files.folder
-    there = [name for name in ("tokenizer.model", "vocab.json", "merges.txt") if (folder / name).is_file()]
-    remedy = (
-        f"{' and '.join(there)} alone cannot be read; convert once, with transformers and sentencepiece installed: "
-        f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})."
-        if there
-        else "Download it from where the checkpoint came from."
-    )
-    return f"{str(folder)!r} has no tokenizer.json. {remedy}"
-
-
-def read_tokens(files: CheckpointFiles) -> dict[str, str]:
-    """Special tokens by role as the files name them, without reading the vocabulary."""
-    return _named(files.tokenizer_config)
