@@ -9,8 +9,10 @@ from collections.abc import Iterable, Sequence
 import pytest
 import torch
 
+from behold import AutoProcessor
 from behold.api.streamers import TextIteratorStreamer, TextStreamer
 from behold.errors import OptionError
+from tests import toys
 
 
 class Bytes:
@@ -54,6 +56,31 @@ def test_scripts_without_spaces_come_letter_by_letter() -> None:
 def test_the_pieces_are_the_text_and_never_half_a_character(text: str) -> None:
     found = pieces(text)
     assert "".join(found) == text
+    assert not any("\ufffd" in piece for piece in found)
+
+
+@pytest.mark.parametrize("name", ["llava-siglip-qwen2", "llava-clip-llama", "idefics2"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A red square.\n  - indented\n\n\tand 日本語 and 🙂\n🙂 end",
+        " leading",
+        "a\n b",
+        "x<image>\n <image> y",
+        "naïve\n",
+    ],
+)
+@pytest.mark.parametrize("skip", [True, False])
+def test_real_tokenizers_token_by_token(name: str, text: str, skip: bool) -> None:
+    tokenizer = AutoProcessor.from_pretrained(toys.checkpoint(name)).tokenizer
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=skip)
+    tokens = tokenizer.encode(text)
+    streamer.put(torch.tensor([[1]]))
+    for token in tokens:
+        streamer.put(torch.tensor([token]))
+    streamer.end()
+    found = list(streamer)
+    assert "".join(found) == tokenizer.decode(tokens, skip_special_tokens=skip)
     assert not any("\ufffd" in piece for piece in found)
 
 

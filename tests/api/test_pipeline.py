@@ -110,6 +110,20 @@ def test_generators_are_read_as_results_are_asked_for() -> None:
     assert [first, *found] == expected
 
 
+def test_data_sets_are_read_as_results_are_asked_for() -> None:
+    class Chats:
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, index: int) -> Any:
+            return [user((A, B)[index])]
+
+    ours, _ = pipes(NAMES[0])
+    found = ours(Chats(), max_new_tokens=3)
+    assert not isinstance(found, list)
+    assert list(found) == ours([[user(A)], [user(B)]], max_new_tokens=3)
+
+
 def test_a_generator_of_messages_is_one_chat() -> None:
     ours, _ = pipes(NAMES[0])
     messages = [user(A), assistant("There is"), user(text="And?")]

@@ -103,6 +103,10 @@ def test_loss_and_last_logits(pair: Pairs, name: str, dtype: torch.dtype) -> Non
     close = {"atol": 1e-4, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.2, "rtol": 0.1}
     torch.testing.assert_close(found.loss.float(), expected.loss.float(), **close)
     torch.testing.assert_close(found.logits, expected.logits[:, -2:], **close)
+    last = pair(name).ours(**inputs, logits_to_keep=3).logits
+    torch.testing.assert_close(last[:, -2:], found.logits, **close)
+    picked = pair(name).ours(**inputs, logits_to_keep=torch.tensor([-2, -1])).logits
+    torch.testing.assert_close(picked, found.logits, **close)
     assert found["loss"] is found[0] and found.to_tuple() == (found.loss, found.logits)
 
 

@@ -47,29 +47,34 @@ class ModelOutput:
         return self.to_tuple()[key]
 
 
-def forward_rows(model: VisionLanguageModel, rows: Sequence[Row], width: int) -> Tensor:
-    """Logits (B, T, V) of rows that were T wide with their padding; zeros at padding."""
+def forward_rows(model: VisionLanguageModel, rows: Sequence[Row], columns: range) -> Tensor:
+    """Logits (B, len(columns), V) of these columns of the padded batch; zeros at padding."""
     images = [image for row in rows for image in row.prompt.images]
-    starts, start, image_places = [], 0, []
-    for row in rows:
-        starts.append(start)
-        image_places += [range(start + span.start, start + span.stop) for span in row.prompt.spans]
-        start += len(row.prompt.ids)
     ids = torch.tensor([token for row in rows for token in row.prompt.ids], device=model.device)
     if images:
-        image_rows = torch.cat(model.encode_images(images))
-        at = torch.tensor([place for places in image_places for place in places], device=model.device)
-        embeddings = model.embed(ids, image_rows, at)
+        at = torch.tensor(_image_places(rows), device=model.device)
+        embeddings = model.embed(ids, torch.cat(model.encode_images(images)), at)
     else:
         embeddings = model.embed(ids)
     positions = torch.cat([model.positions(len(row.prompt.ids)) for row in rows]).to(model.device)
     hidden = model.hidden(embeddings, positions, PlainCache(_plan(rows)))
-    real = model.logits(hidden)
-    logits = real.new_zeros(len(rows), width, real.shape[-1])
-    for index, (row, first) in enumerate(zip(rows, starts, strict=True)):
-        columns = torch.tensor(row.columns, device=model.device)
-        logits[index, columns] = real[first : first + len(row.columns)]
+    places = torch.tensor([(b, column) for b, row in enumerate(rows) for column in row.columns], device=model.device)
+    wanted = (places[:, 1] >= columns.start) & (places[:, 1] < columns.stop)
+    real = model.logits(hidden[wanted])
+    logits = real.new_zeros(len(rows), len(columns), real.shape[-1])
+    logits[places[wanted, 0], places[wanted, 1] - columns.start] = real
     return logits
+
+
+def _image_places(rows: Sequence[Row]) -> list[int]:
+    """Which of the N packed tokens are replaced by image embeddings, in order."""
+    places: list[int] = []
+    start = 0
+    for row in rows:
+        for span in row.prompt.spans:
+            places += range(start + span.start, start + span.stop)
+        start += len(row.prompt.ids)
+    return places
 
 
 def loss_of(logits: Tensor, labels: Tensor, rows: Sequence[Row]) -> Tensor:

@@ -118,7 +118,7 @@ class ImageTextToTextModel(nn.Module):
         self.name_or_path = name
         self.model = model
         self.config = ConfigView(files.config, model.config)
-        self.generation_config = GenerationConfig.read(files.generation, files.eos_token_ids)
+        self.generation_config = GenerationConfig.read(files.generation, processor.eos_token_ids)
         self._processor = processor
         self._engine: Engine | None = None
         self._lock = Lock()
@@ -167,9 +167,16 @@ class ImageTextToTextModel(nn.Module):
         if input_ids is None:
             raise OptionError("input_ids is missing; call with the processor's output: **processor(...).")
         rows = rows_of(input_ids, attention_mask, cast("dict[str, Tensor | None]", inputs), self._processor.layout)
-        logits = forward_rows(self.model, rows, input_ids.shape[1])
-        loss = None if labels is None else loss_of(logits, labels, rows)
-        output = ModelOutput(kept(logits, logits_to_keep), loss)
+        width = input_ids.shape[1]
+        if labels is None and isinstance(logits_to_keep, int):
+            # Only what is kept is computed: all logits of a long prompt may take more memory than the model.
+            first = max(0, width - logits_to_keep) if logits_to_keep else 0
+            output = ModelOutput(forward_rows(self.model, rows, range(first, width)))
+        else:
+            logits = forward_rows(self.model, rows, range(width))
+            output = ModelOutput(
+                kept(logits, logits_to_keep), None if labels is None else loss_of(logits, labels, rows)
+            )
         return output.to_tuple() if return_dict is False else output
 
     @torch.no_grad()

@@ -8,20 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from jinja2 import meta
 from PIL.Image import Image
 from PIL.Image import new as new_image
 
 from behold.api.hf_batch import Batch, TensorKind, check_kind, pictures_as
-from behold.api.hf_call import refuse_foreign
 from behold.api.hf_image_processor import HFImageProcessor
 from behold.api.hf_images import flat_images, image_rows
 from behold.api.hf_loading import read_hub_options, refuse_rest
+from behold.api.hf_options import TEXT_OPTIONS, divided, flattened, places_in
 from behold.api.hf_padding import read_padding, read_side
 from behold.api.hf_tokenizer import HFTokenizer, Ids, texts_of
 from behold.api.session import open_checkpoint, open_processor
-from behold.chat import sandbox
-from behold.chat.literals import RenderedPrompt
 from behold.chat.media import load_image
 from behold.chat.messages import parse_messages
 from behold.chat.policy import MediaPolicy
@@ -31,19 +28,6 @@ from behold.processing.processor import Processor
 
 if TYPE_CHECKING:
     from behold.processing.layout import ImageLayout
-
-# Arguments of a processor call; any other keyword of `apply_chat_template` is a variable of the template.
-_TEXT_OPTIONS = (
-    "padding",
-    "truncation",
-    "max_length",
-    "pad_to_multiple_of",
-    "padding_side",
-    "add_special_tokens",
-    "return_attention_mask",
-)
-_GROUPS = ("text_kwargs", "images_kwargs", "common_kwargs")
-_FOREIGN = ("videos", "audio", "audios", "videos_kwargs", "audio_kwargs", "text_pair", "text_target")
 
 
 class AutoProcessor:
@@ -137,10 +121,10 @@ class HFProcessor:
             OptionError: an option that is unknown or cannot be honoured.
             ChatError: pictures and places do not match. MediaError: a picture cannot be read.
         """
-        options = _flattened(options)
+        options = flattened(options)
         kind = cast("TensorKind", options.pop("return_tensors", return_tensors))
         check_kind(kind)
-        chosen = {name: options.pop(name) for name in _TEXT_OPTIONS if name in options}
+        chosen = {name: options.pop(name) for name in TEXT_OPTIONS if name in options}
         processor = self._with(self.image_processor.layout_with(options))
         if text is None:
             if images is None:
@@ -214,9 +198,9 @@ class HFProcessor:
         """
         return_tensors = None if return_tensors == "auto" else return_tensors
         template = self._template(chat_template)
-        arguments = dict(processor_kwargs or {})
-        self._sort(template, variables, arguments)
-        given = {"tools": tools, "documents": documents, **variables}
+        own, arguments = divided(variables, template.source, self.image_processor.settings)
+        arguments = {**arguments, **(processor_kwargs or {})}
+        given = {"tools": tools, "documents": documents, **own}
         batched = _is_batch(conversation)
         chats = [
             parse_messages(chat, load=self._load if tokenize else _unread)
@@ -239,23 +223,6 @@ class HFProcessor:
         arguments.setdefault("return_tensors", return_tensors)
         out = self(text=texts, **cast("Any", arguments))
         return out if return_dict else out["input_ids"]
-
-    def _sort(self, template: ChatTemplate, variables: dict[str, object], arguments: dict[str, object]) -> None:
-        """Move the keywords that are for the processor from `variables` to `arguments`; refuse those for nobody."""
-        for name in list(variables):
-            if name in (*_TEXT_OPTIONS, *_GROUPS, *_FOREIGN, "images", *self.image_processor.settings):
-                arguments[name] = variables.pop(name)
-            elif name == "sanitize_control_tokens":
-                del variables[name]  # text in messages never becomes control tokens here, whatever it says
-            elif name in ("return_assistant_tokens_mask", "load_audio_from_video"):
-                refuse_foreign(name, variables.pop(name))
-        known = meta.find_undeclared_variables(sandbox.environment().parse(template.source))
-        for name in variables:
-            if name not in known:
-                raise OptionError(
-                    f"{name!r} is neither a variable of the chat template nor an option of the processor; "
-                    f"the template reads {', '.join(sorted(known))}."
-                )
 
     def _template(self, source: str | None) -> ChatTemplate:
         own = self.processor.template
@@ -298,30 +265,6 @@ class HFProcessor:
     ) -> list[str]:
         """The texts of generated ids, without special tokens."""
         return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens, clean_up_tokenization_spaces)
-
-
-def places_in(text: str, image_token: str) -> int:
-    """How many pictures a text has places for; in a RenderedPrompt what people typed does not count."""
-    literals = text.literals if isinstance(text, RenderedPrompt) else ()
-    return text.count(image_token) - sum(text[start:stop].count(image_token) for start, stop in literals)
-
-
-def _flattened(options: Mapping[str, object]) -> dict[str, object]:
-    """The options of a call, groups such as text_kwargs spread out.
-
-    Raises:
-        OptionError: one is given twice, or asks for other media than text and pictures.
-    """
-    flat = {name: value for name, value in options.items() if name not in (*_GROUPS, *_FOREIGN)}
-    for name in _FOREIGN:
-        if options.get(name):
-            raise OptionError(f"{name} is not supported: texts and pictures are; leave it out.")
-    for group in _GROUPS:
-        for name, value in cast("Mapping[str, object]", options.get(group) or {}).items():
-            if name in flat:
-                raise OptionError(f"{name!r} is given twice, in {group} and as an argument; give it once.")
-            flat[name] = value
-    return flat
 
 
 def _is_batch(conversation: object) -> bool:

@@ -135,12 +135,12 @@ def read_inputs(images: object, text: object) -> Job:
         return Job([_item(text)], one=True)
     if isinstance(text, list | tuple):
         return Job([_item(value) for value in text])
-    if isinstance(text, Sequence):
-        return Job((_item(value) for value in text), lazy=True)
     if isinstance(text, Iterator):
         return _stream(text)
     if isinstance(text, Iterable):
         return Job(map(_item, text), lazy=True)
+    if hasattr(text, "__getitem__") and hasattr(text, "__len__"):  # torch's map-style data sets
+        return Job((_item(text[index]) for index in range(len(text))), lazy=True)
     raise OptionError(f"{type(text).__name__} is no input of a pipeline; give messages, a text, or images= and text=.")
 
 

@@ -64,6 +64,8 @@ class BitsAndBytesConfig:
             raise OptionError("load_in_8bit and load_in_4bit are both True; choose one.")
         if self.bnb_4bit_quant_type not in ("fp4", "nf4"):
             raise OptionError(f"bnb_4bit_quant_type={self.bnb_4bit_quant_type!r} is not one of 'fp4', 'nf4'.")
+        if self.llm_int8_threshold != 6.0:
+            raise OptionError(f"llm_int8_threshold={self.llm_int8_threshold!r} is not supported; leave it out.")
         _refuse_exceptions("llm_int8_skip_modules", self.llm_int8_skip_modules)
         for name in ("llm_int8_enable_fp32_cpu_offload", "llm_int8_has_fp16_weight"):
             if getattr(self, name):

@@ -72,9 +72,9 @@ class TextStreamer:
         text = self._decode()
         stop = max(_complete(text), self._shown)
         piece, self._shown = text[self._shown : stop], stop
-        if text.endswith("\n"):
-            # A new line starts afresh so that decoding stays cheap. The last id stays as context: tokenizers drop
-            # the leading space of a text's first token, which would eat the next line's indentation.
+        if text.endswith("\n") and self.tokenizer.decode(self._ids[-1:], **self.decode_kwargs).endswith("\n"):
+            # A new line starts afresh so that decoding stays cheap. Its id stays as context: tokenizers drop the
+            # leading space of a text's first token, which would eat the next line's indentation.
             self._ids = self._ids[-1:]
             self._shown = len(self._decode())
         self.on_finalized_text(piece)
