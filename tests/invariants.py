@@ -185,6 +185,32 @@ def joined_and_left_equals_alone(subject: Subject) -> None:
     engine.check()
 
 
+def left_padded_equals_alone(folder: Path) -> None:
+    """Rows of one batch, padded on the left by the processor, are answered by `generate` as each alone."""
+    from behold import AutoModelForImageTextToText, AutoProcessor
+
+    model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    asked = [([picture(40, 28, 0)], "What do we see in this image?"), ([], "Why?"), ([picture(26, 44, 1)], "A" * 40)]
+    texts = []
+    for images, text in asked:
+        content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
+        texts.append(processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True))
+
+    def answers(rows: Sequence[int]) -> list[list[int]]:
+        images = [asked[row][0] for row in rows]
+        inputs = processor(
+            text=[texts[row] for row in rows],
+            images=images if any(images) else None,
+            padding=True,
+            return_tensors="pt",
+        )
+        assert len(rows) == 1 or not inputs["attention_mask"].all(), "nothing was padded"
+        ids = model.generate(**inputs, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS)
+        return [row.tolist() for row in ids[:, inputs["input_ids"].shape[1] :]]
+
+    assert answers([0, 1, 2]) == [answers([row])[0] for row in range(3)]
+
+
 ALL: tuple[Callable[[Subject], None], ...] = (
     cached_equals_uncached,
     batched_equals_alone,

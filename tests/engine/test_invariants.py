@@ -23,6 +23,11 @@ def test_invariant(name: str, check: Callable[[invariants.Subject], None]) -> No
     check(subject(name))
 
 
+@pytest.mark.parametrize("name", toys.TOYS)
+def test_left_padding(name: str) -> None:
+    invariants.left_padded_equals_alone(toys.checkpoint(name))
+
+
 @pytest.mark.parametrize("name", ["llava-clip-mistral", "idefics2-split"])
 def test_random_traffic(name: str) -> None:
     """Arrivals, cancellations and limits drawn at random: whoever is not cancelled gets the answer it gets alone."""
