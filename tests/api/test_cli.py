@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -218,7 +220,124 @@ def test_a_name_in_an_error_cannot_either(run: Run) -> None:
     assert "\x1b" not in run("ask", "\x1b[2J.png", QUESTION)[2]
 
 
-# --- in a process of its own: what is imported, standard input, nobody reading ------------------------------------
+# --- stopped ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl+C arrives at the sixth token."""
+    from behold.engine.runner import Runner
+
+    run, steps = Runner.run, []
+
+    def step(self: Any, *words: Any) -> Any:
+        steps.append(1)
+        if len(steps) == 6:
+            raise KeyboardInterrupt
+        return run(self, *words)
+
+    monkeypatch.setattr(Runner, "run", step)
+
+
+@pytest.mark.usefixtures("interrupted")
+def test_a_stopped_answer_is_kept_to_the_end_of_its_line(run: Run, model: str) -> None:
+    code, out, err = run("ask", "Hi.", "-m", model, "--max-new-tokens", 30)
+    assert (code, err) == (130, "")
+    assert len(out) > 1 and out.endswith("\n")
+
+
+@pytest.mark.usefixtures("interrupted")
+def test_a_stopped_answer_in_json_is_still_json(run: Run, model: str) -> None:
+    code, out, _ = run("ask", "Hi.", "-m", model, "--max-new-tokens", 30, "--json")
+    found = json.loads(out)
+    assert code == 130
+    assert (found["finish_reason"], found["usage"]["completion_tokens"]) == ("cancelled", 5)
+
+
+def test_a_failed_answer_is_not_printed_as_one(run: Run, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from behold.engine.runner import Runner
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr(Runner, "run", broken)
+    code, out, err = run("ask", "Hi.", "-m", model, "--json")
+    assert (code, out) == (1, "") and "no such luck" in err
+
+
+# --- chat from a pipe ---------------------------------------------------------------------------------------------
+
+
+def lines(monkeypatch: pytest.MonkeyPatch, *said: str) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in said)))
+
+
+def test_lines_from_a_pipe_are_one_conversation(
+    run: Run, model: str, picture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines(monkeypatch, QUESTION, "", "And now?", "/quit", "Never asked.")
+    code, out, err = run("chat", picture, "-m", model, "--max-new-tokens", 4, "--json", "--system", "Be brief.")
+    first, second = map(json.loads, out.splitlines())
+    chat = behold.load(model).chat(system="Be brief.")
+    assert first["answer"] == chat.say(picture, QUESTION, max_new_tokens=4)
+    assert second["answer"] == chat.say("And now?", max_new_tokens=4)
+    assert (code, err) == (0, "")
+
+
+def test_the_first_error_in_a_pipe_ends_it(run: Run, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines(monkeypatch, "Hi.", "/image no-such.png", "Never asked.")
+    code, out, err = run("chat", "-m", model, "--max-new-tokens", 2, "--json")
+    assert (code, out.count("\n")) == (1, 1) and "no-such.png" in err
+
+
+def test_a_picture_may_join_later(run: Run, model: str, picture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines(monkeypatch, "Hi.", f"/image {picture} '{picture}'", QUESTION, "And?", "/reset", "Hi.")
+    _, out, _ = run("chat", "-m", model, "--max-new-tokens", 2, "--json", "--num-beams", 2)
+    assert [json.loads(line)["usage"]["image_tokens"] for line in out.splitlines()] == [0, 32, 32, 0]
+
+
+# --- standard input ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stdin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[bytes], None]]:
+    """Makes standard input a file that holds the given bytes, as `behold … < file` does."""
+    with contextlib.ExitStack() as files:
+
+        def hold(data: bytes) -> None:
+            (tmp_path / "stdin").write_bytes(data)
+            monkeypatch.setattr("sys.stdin", files.enter_context((tmp_path / "stdin").open()))
+
+        yield hold
+
+
+@pytest.mark.parametrize("words", [["-", QUESTION], [QUESTION], ["picture", "-"]])
+def test_standard_input_is_a_picture_or_the_question(
+    run: Run, model: str, picture: str, stdin: Callable[[bytes], None], words: list[str]
+) -> None:
+    options = ["-m", model, "--max-new-tokens", 4, "--json"]
+    stdin(QUESTION.encode() + b"\n" if words[-1] == "-" else Path(picture).read_bytes())
+    code, out, _ = run("ask", *(picture if word == "picture" else word for word in words), *options)
+    found = json.loads(out)
+    assert code == 0 and found["usage"]["image_tokens"] == 16
+    assert found["answer"] == behold.load(model).ask(picture, QUESTION, max_new_tokens=4)
+
+
+def test_an_empty_standard_input_is_no_picture(run: Run, model: str, stdin: Callable[[bytes], None]) -> None:
+    stdin(b"")
+    _, out, _ = run("ask", QUESTION, "-m", model, "--max-new-tokens", 1, "--json")
+    assert json.loads(out)["usage"]["image_tokens"] == 0
+    code, _, err = run("ask", "-", QUESTION, "-m", model)
+    assert code == 2 and "nothing came" in err
+
+
+def test_a_question_that_is_not_utf8_is_still_a_question(run: Run, model: str, stdin: Callable[[bytes], None]) -> None:
+    stdin(b"What \xff is this?")
+    assert run("ask", "-", "-m", model, "--max-new-tokens", 1)[0] == 0
+    assert run("ask", "What \udcff is this?", "-m", model, "--max-new-tokens", 1)[0] == 0
+
+
+# --- in a process of its own: what is imported, nobody reading ------------------------------------
 
 ASK_FOR_HELP = """
 import sys
@@ -240,31 +359,6 @@ assert not heavy, heavy
 def test_the_help_and_the_import_stay_clear_of_heavy_packages(code: str) -> None:
     done = subprocess.run([sys.executable, "-c", code + CHECK], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-
-
-def piped(words: list[str], data: bytes, model: str) -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, "-m", "behold", *words, "-m", model, "--max-new-tokens", "2", "--json"]
-    return subprocess.run(command, input=data, capture_output=True, check=False)
-
-
-def test_standard_input_is_a_picture_or_the_question(model: str, picture: str) -> None:
-    data = Path(picture).read_bytes()
-    named = piped(["ask", picture, QUESTION], b"", model)
-    for words, given in (
-        (["ask", "-", QUESTION], data),
-        (["ask", QUESTION], data),
-        (["ask", picture, "-"], QUESTION.encode() + b"\n"),
-    ):
-        done = piped(words, given, model)
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)["answer"] == json.loads(named.stdout)["answer"]
-
-
-def test_an_empty_standard_input_is_no_picture(model: str) -> None:
-    done = piped(["ask", QUESTION], b"", model)
-    assert json.loads(done.stdout)["usage"]["image_tokens"] == 0
-    done = piped(["ask", "-", QUESTION], b"", model)
-    assert done.returncode == 2 and b"nothing came" in done.stderr
 
 
 def test_nobody_reading_is_no_error_worth_a_word(model: str) -> None:

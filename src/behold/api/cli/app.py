@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Any
 
 import typer
@@ -60,15 +59,15 @@ def _options(
         raise typer.Exit(2)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run one command and leave with its exit code: 0, 1 (error), 2 (usage), 130 (Ctrl+C), 141 (nobody reads)."""
+def run(arguments: list[str] | None = None) -> int:
+    """Run one command; its exit code."""
     try:
         code = app(arguments, prog_name="behold", standalone_mode=False)
     except UsageError as error:
         code = _explain(error)
     except typer.Abort:
         code = 130
-    sys.exit(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0
 
 
 def _explain(error: Exception) -> int:
