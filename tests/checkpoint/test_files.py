@@ -48,12 +48,8 @@ def test_old_keys_become_new_ones_at_every_level(tmp_path: Path) -> None:
         "text_config": {"torch_dtype": "bfloat16", "dtype": "float32"},
     }
     found = read(tmp_path, config=config).config
-    assert found == {
-        "model_type": "llava",
-        "dtype": "float16",
-        "image_token_id": 7,
-        "text_config": {"dtype": "float32"},
-    }
+    text = {"dtype": "float32"}
+    assert found == {"model_type": "llava", "dtype": "float16", "image_token_id": 7, "text_config": text}
 
 
 def test_a_new_key_that_is_null_gives_way(tmp_path: Path) -> None:

@@ -226,7 +226,7 @@ def peak_bytes():
 
 torch.ones(8, 8) @ torch.ones(8, 8)
 with torch.device("meta"):
-    module = nn.Sequential(*(nn.Linear(2048, 2048, bias=False) for _ in range(12)))
+    module = nn.Sequential(*(nn.Linear(2048, 2048, bias=False) for _ in range(24)))
 before = peak_bytes()
 quantize = None if sys.argv[3] == "None" else sys.argv[3]
 hook = quantizer(quantize, torch.device("cpu"))
@@ -240,20 +240,20 @@ print(peak_bytes() - before)
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the peak is read from /proc")
 @pytest.mark.parametrize(
-    ("stored", "loaded", "quantize", "share"),
+    ("stored", "quantize", "share", "slack_mib"),
     [
-        (torch.float32, "float32", None, 1.0),
-        (torch.bfloat16, "float32", None, 1.0),
-        (torch.float32, "float32", "int8", 0.25),
+        (torch.float32, None, 1.0, 32),
+        (torch.bfloat16, None, 1.0, 64),
+        (torch.float32, "int8", 0.25, 200),  # packing leaves holes in the heap: about 140 MiB, however many layers
     ],
 )
 def test_peak_memory_is_the_weights_and_one_tensor(
-    tmp_path: Path, stored: torch.dtype, loaded: str, quantize: str | None, share: float
+    tmp_path: Path, stored: torch.dtype, quantize: str | None, share: float, slack_mib: int
 ) -> None:
-    """Twelve layers of 16 MiB: a second copy of them all would stand out."""
-    tensors = {f"{index}.weight": torch.full((2048, 2048), 0.01, dtype=stored) for index in range(12)}
+    """24 layers of 16 MiB: a second copy of them all, or keeping them beside the quantised ones, would stand out."""
+    tensors = {f"{index}.weight": torch.full((2048, 2048), 0.01, dtype=stored) for index in range(24)}
     write(tmp_path, tensors)
-    command = [sys.executable, "-c", PEAK, str(tmp_path), loaded, str(quantize)]
+    command = [sys.executable, "-c", PEAK, str(tmp_path), "float32", str(quantize)]
     run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    whole, one = 12 * 2048 * 2048 * 4, 2048 * 2048 * 4
-    assert int(run.stdout) < whole * share + 3 * one + 24 * 2**20
+    one = 2048 * 2048 * 4
+    assert int(run.stdout) < 24 * one * share + one + slack_mib * 2**20
