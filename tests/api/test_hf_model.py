@@ -379,6 +379,9 @@ def test_generation_defaults_are_this_models_own() -> None:
     model.generation_config.max_new_tokens = 2
     assert model.generate(**inputs()).shape[1] == inputs().input_ids.shape[1] + 2
     assert other.generation_config.max_new_tokens is None
-    config = copy.deepcopy(model.generation_config)
+    theirs = pytest.importorskip("transformers").GenerationConfig(max_new_tokens=3)
+    model.generation_config = theirs
+    assert model.generate(**inputs()).shape[1] == inputs().input_ids.shape[1] + 3
+    config = copy.deepcopy(other.generation_config)
     config.max_new_tokens = 4
     assert other.generate(**inputs(), generation_config=config).shape[1] == inputs().input_ids.shape[1] + 4

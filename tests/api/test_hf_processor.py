@@ -207,6 +207,22 @@ def test_own_templates_and_their_variables() -> None:
         ours.apply_chat_template(chat, colour="red")
 
 
+def test_settings_of_the_processor() -> None:
+    processor = AutoProcessor.from_pretrained(toys.checkpoint("llava-clip-llama"))
+    assert (processor.patch_size, processor.vision_feature_select_strategy) == (6, "default")
+    processor.patch_size = 6
+    with pytest.raises(OptionError, match="patch_size cannot be set to 14; the checkpoint says 6"):
+        processor.patch_size = 14
+    with pytest.raises(OptionError, match="colour cannot be set"):
+        processor.colour = 1
+    with pytest.raises(AttributeError, match="no 'colour'"):
+        _ = processor.colour
+    processor.chat_template = "{{ messages[0]['content'][0]['text'] }}!"
+    assert processor.apply_chat_template([user(text="Hi")]) == "Hi!"
+    with pytest.raises(AttributeError):
+        processor.tokenizer.truncation_side = "left"
+
+
 # --- back to text ----------------------------------------------------------------------------------------------------
 
 

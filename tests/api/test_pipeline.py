@@ -213,6 +213,23 @@ def test_a_streamer_gets_the_words(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == record["generated_text"] + "\n"
 
 
+def test_the_timeout_reaches_the_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    from behold.api import hf_processor
+
+    seen: list[float] = []
+
+    def load(source: Any, *, policy: Any) -> Any:
+        seen.append(policy.timeout_s)
+        return A
+
+    monkeypatch.setattr(hf_processor, "load_image", load)
+    ours, _ = pipes(NAMES[0])
+    ours(text=[user("https://example.org/a.png")], timeout=2.5, max_new_tokens=1)
+    ours(images="https://example.org/a.png", text=prompts(NAMES[0])[0], timeout=3.5, max_new_tokens=1)
+    ours(text=[user("https://example.org/a.png")], max_new_tokens=1)
+    assert seen == [2.5, 3.5, 30.0]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

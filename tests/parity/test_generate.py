@@ -210,3 +210,17 @@ def test_the_checkpoints_defaults_hold_and_the_callers_go_first(tmp_path: Any) -
         assert torch.equal(ours.generate(**inputs, **options), theirs.generate(**inputs, **options))
     ours.generation_config.max_new_tokens = theirs.generation_config.max_new_tokens = 7
     assert torch.equal(ours.generate(**inputs), theirs.generate(**inputs))
+
+
+@pytest.mark.parametrize("name", MAIN)
+def test_the_published_spelling_in_several_files_is_the_same_model(pair: Pairs, name: str) -> None:
+    folder = toys.checkpoint(name, style="published", shards=2)
+    both, inputs = pair(name), pair(name).mixed_batch()
+    published = AutoModelForImageTextToText.from_pretrained(folder, dtype=both.ours.dtype, device_map=both.ours.device)
+    found = published.generate(**inputs, max_new_tokens=6)
+    assert torch.equal(found, both.ours.generate(**inputs, max_new_tokens=6))
+    text = both.chat("Which?", 1)
+    ours = AutoProcessor.from_pretrained(folder)(text=text, images=toys.picture(), return_tensors="pt")
+    theirs = both.their_processor(text=text, images=toys.picture(), return_tensors="pt")
+    assert torch.equal(ours.input_ids, theirs.input_ids)
+    torch.testing.assert_close(ours.pixel_values, theirs.pixel_values, atol=1e-5, rtol=0)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from behold.api.hf_generation import (
-    GenerationConfig,
     check_unsupported,
     end_ids,
     fill_id,
@@ -74,7 +73,7 @@ class Call:
 
 
 def read_call(
-    base: GenerationConfig,
+    base: object,
     given: object,
     arguments: Mapping[str, object],
     *,

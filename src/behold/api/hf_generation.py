@@ -144,27 +144,35 @@ def check_unsupported(values: Mapping[str, object]) -> None:
             raise OptionError(f"{name!r} is not an option of generate. {hint}")
 
 
-def merged(base: GenerationConfig, given: object, arguments: Mapping[str, Any]) -> GenerationConfig:
+def merged(base: object, given: object, arguments: Mapping[str, Any]) -> GenerationConfig:
     """What one call of `generate` asks for, before defaults: `arguments` over `given` over `base`.
 
     given: the call's `generation_config=`, ours or transformers' (anything with `to_dict`), or None. An argument that
     is None overrides what `base` states: `top_k=None` switches the filter off.
     """
-    if given is not None and not isinstance(given, GenerationConfig):
-        as_dict = getattr(given, "to_dict", None)
-        if not callable(as_dict):
-            raise OptionError(f"generation_config={given!r} is not a GenerationConfig; copy model.generation_config.")
-        given = GenerationConfig._from(as_dict())
+    base = _own("model.generation_config", base)
+    given = None if given is None else _own("generation_config", given)
     check_unsupported(arguments)
     if given is not None:
         check_unsupported({name: value for name, value in given.other.items() if name in NEUTRAL})
-    stated = {**base.to_dict(), **(given.to_dict() if given is not None else {})}
+    asked = {**({} if given is None else given.to_dict()), **arguments}
+    stated = {**base.to_dict(), **({} if given is None else given.to_dict())}
     stated = {**{name: value for name, value in DEFAULTS.items() if name != "max_length"}, **stated}
-    _warn_unused({**(given.to_dict() if given is not None else {}), **arguments}, {**stated, **arguments})
+    _warn_unused(asked, {**stated, **arguments})
     result = GenerationConfig._from({**stated, **arguments})
     # What a checkpoint's file asks for and behold does not have would change its answers: refuse rather than ignore.
     check_unsupported({name: value for name, value in result.other.items() if name in NEUTRAL})
     return result
+
+
+def _own(name: str, config: object) -> GenerationConfig:
+    """A configuration of ours as it is, one of transformers' (anything with `to_dict`) translated."""
+    if isinstance(config, GenerationConfig):
+        return config
+    as_dict = getattr(config, "to_dict", None)
+    if not callable(as_dict):
+        raise OptionError(f"{name}={config!r} is not a GenerationConfig; copy model.generation_config.")
+    return GenerationConfig._from(as_dict())
 
 
 def sampling_params(config: GenerationConfig, prompt_tokens: int) -> SamplingParams:

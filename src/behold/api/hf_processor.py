@@ -13,7 +13,7 @@ from PIL.Image import new as new_image
 
 from behold.api.hf_batch import Batch, TensorKind, check_kind, pictures_as
 from behold.api.hf_image_processor import HFImageProcessor
-from behold.api.hf_images import flat_images, image_rows
+from behold.api.hf_images import Load, flat_images, image_rows
 from behold.api.hf_loading import read_hub_options, refuse_rest
 from behold.api.hf_options import TEXT_OPTIONS, divided, flattened, places_in
 from behold.api.hf_padding import read_padding, read_side
@@ -27,6 +27,7 @@ from behold.errors import ChatError, OptionError
 from behold.processing.processor import Processor
 
 if TYPE_CHECKING:
+    from behold.checkpoint.files import CheckpointFiles
     from behold.processing.layout import ImageLayout
 
 
@@ -56,7 +57,7 @@ class AutoProcessor:
             local_files_only=hub.local_files_only,
             with_weights=False,
         )
-        processor = HFProcessor(open_processor(files))
+        processor = HFProcessor(open_processor(files), _stated_by(files))
         if (side := rest.pop("padding_side", None)) is not None:
             processor.tokenizer.padding_side = read_side(side)
         known = processor.image_processor.settings
@@ -72,15 +73,37 @@ class HFProcessor:
     Attributes: tokenizer, image_processor (whose settings can be set), chat_template.
     """
 
-    def __init__(self, processor: Processor) -> None:
-        self.processor = processor
-        self.tokenizer = HFTokenizer(processor.tokenizer)
-        self.image_processor = HFImageProcessor(processor.layout)
-        self._policy = MediaPolicy()
+    def __init__(self, processor: Processor, stated: Mapping[str, object] | None = None) -> None:
+        """`stated` is what the checkpoint says about places in the prompt (patch_size …), to be read by name."""
+        self.__dict__.update(processor=processor, _policy=MediaPolicy(), _stated=dict(stated or {}))
+        self.__dict__["tokenizer"] = HFTokenizer(processor.tokenizer)
+        self.__dict__["image_processor"] = HFImageProcessor(processor.layout)
+
+    processor: Processor
+    tokenizer: HFTokenizer
+    image_processor: HFImageProcessor
+    _policy: MediaPolicy
+    _stated: dict[str, object]
+
+    def __getattr__(self, name: str) -> object:
+        stated = self.__dict__.get("_stated", {})
+        if name in stated:
+            return stated[name]
+        raise AttributeError(f"The processor has no {name!r}.")
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "chat_template":
+            own = self.processor
+            template = None if value is None else self._template(str(value))
+            self.__dict__["processor"] = Processor(own.tokenizer, own.layout, template, own.eos_token_ids)
+        elif name not in self._stated or self._stated[name] != value:
+            # Code for older checkpoints sets patch_size and the like: allowed as long as it says what is so.
+            known = {**self._stated, "chat_template": self.chat_template}
+            raise OptionError(f"processor.{name} cannot be set to {value!r}; the checkpoint says {known.get(name)!r}.")
 
     @property
     def chat_template(self) -> str | None:
-        """The template's Jinja source; None where the checkpoint has none."""
+        """The template's Jinja source; None where the checkpoint has none. It can be set."""
         template = self.processor.template
         return None if template is None else template.source
 
@@ -97,7 +120,7 @@ class HFProcessor:
     def with_timeout(self, timeout_s: float) -> HFProcessor:
         """The same processor, whose downloads of pictures may take this long."""
         other = copy.copy(self)
-        other._policy = replace(self._policy, timeout_s=timeout_s)
+        other.__dict__["_policy"] = replace(self._policy, timeout_s=timeout_s)
         return other
 
     # --- to tensors ----------------------------------------------------------------------------------------------
@@ -121,18 +144,21 @@ class HFProcessor:
             OptionError: an option that is unknown or cannot be honoured.
             ChatError: pictures and places do not match. MediaError: a picture cannot be read.
         """
-        options = flattened(options)
-        kind = cast("TensorKind", options.pop("return_tensors", return_tensors))
+        return self._inputs(images, text, {"return_tensors": return_tensors, **flattened(options)}, self._load)
+
+    def _inputs(
+        self, images: object, text: str | Sequence[str] | None, options: dict[str, object], load: Load
+    ) -> Batch:
+        kind = cast("TensorKind", options.pop("return_tensors", None))
         check_kind(kind)
         chosen = {name: options.pop(name) for name in TEXT_OPTIONS if name in options}
         processor = self._with(self.image_processor.layout_with(options))
         if text is None:
             if images is None:
                 raise OptionError("text and images are both missing; give at least one.")
-            return self.image_processor.batch(flat_images(images, self._load), kind, layout=processor.layout)
+            return self.image_processor.batch(flat_images(images, load), kind, layout=processor.layout)
         texts = texts_of(text)
-        places = [places_in(row, self.image_token) for row in texts]
-        pictures = image_rows(images, places, self._load)
+        pictures = image_rows(images, [places_in(row, self.image_token) for row in texts], load)
         return self._batch(processor, texts, pictures, kind, **cast("Any", chosen))
 
     def _batch(
@@ -217,11 +243,14 @@ class HFProcessor:
         ]
         if not tokenize:
             return texts if batched else texts[0]
-        arguments.setdefault("add_special_tokens", not self._starts_itself(texts[0]))
-        if arguments.get("images") is None:
-            arguments["images"] = [[image for message in chat for image in message.images] for chat in chats]
-        arguments.setdefault("return_tensors", return_tensors)
-        out = self(text=texts, **cast("Any", arguments))
+        options = {"return_tensors": return_tensors, **flattened(arguments)}
+        options.setdefault("add_special_tokens", not self._starts_itself(texts[0]))
+        images = options.pop("images", None)
+        if images is None:
+            pictures = [[image for message in chat for image in message.images] for chat in chats]
+            out = self._inputs(pictures, texts, options, _loaded)
+        else:
+            out = self._inputs(images, texts, options, self._load)
         return out if return_dict else out["input_ids"]
 
     def _template(self, source: str | None) -> ChatTemplate:
@@ -267,11 +296,27 @@ class HFProcessor:
         return self.tokenizer.batch_decode(generated_outputs, skip_special_tokens, clean_up_tokenization_spaces)
 
 
+def _stated_by(files: CheckpointFiles) -> dict[str, object]:
+    """What the processor's and the model's settings say about the places of a picture; the former go first."""
+    vision = files.config.get("vision_config") or {}
+    places = {
+        "patch_size": vision.get("patch_size"),
+        "vision_feature_select_strategy": files.config.get("vision_feature_select_strategy", "default"),
+    }
+    own = {name: value for name, value in files.processor.items() if isinstance(value, int | str)}
+    return {name: value for name, value in {**places, **own}.items() if value is not None and name != "chat_template"}
+
+
 def _is_batch(conversation: object) -> bool:
     """Whether this is a list of conversations rather than one."""
     if not isinstance(conversation, list | tuple) or not conversation:
         return False
     return isinstance(conversation[0], list | tuple)
+
+
+def _loaded(image: object) -> Image:
+    """Stands for loading where the messages' pictures are loaded already."""
+    return cast("Image", image)
 
 
 def _unread(source: object) -> Image:

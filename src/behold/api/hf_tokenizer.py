@@ -25,6 +25,9 @@ class HFTokenizer:
     Settable: `padding_side` ("left" by default: answers follow their prompts), `pad_token`, `pad_token_id`.
     """
 
+    # Settings that are not listed here cannot be set, as nothing would come of it.
+    __slots__ = ("_padding_side", "pad_token_id", "tokenizer")
+
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.pad_token_id: int | None = tokenizer.pad_token_id
