@@ -162,6 +162,8 @@ def test_what_is_missing_is_named(run: Run, tmp_path: Path, picture: str) -> Non
     assert (code, out) == (1, "") and "no-such.png" in err
     code, out, err = run("ask", picture, QUESTION, "-m", tmp_path / "nothing")
     assert (code, out) == (1, "") and "nothing" in err and "Traceback" not in err
+    code, out, err = run("ask", picture, QUESTION, "-m", tmp_path)
+    assert (code, out) == (1, "") and "config.json" in err and "hint" not in err
 
 
 def test_no_network_and_nothing_cached_says_both_and_the_way_out(run: Run, picture: str) -> None:

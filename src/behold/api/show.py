@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 GAP = 12  # pixels around everything on the sheet
 LINE = 16  # height of a line of labels
+_DRAWN = str.maketrans({"×": "x", "→": ">"})  # the font that comes with Pillow lacks these two
 PAPER, INK, FRAME = (250, 250, 248), (40, 40, 40), (170, 170, 170)
 
 
@@ -105,7 +106,7 @@ def describe(seen: SeenPicture, name: str) -> str:
 
 def _row(seen: SeenPicture, name: str) -> Image.Image:
     """One picture's label, and its parts beside each other: a pixel of the sheet is a pixel that the model has."""
-    title = describe(seen, name)
+    title = describe(seen, name).translate(_DRAWN)
     font = ImageFont.load_default(size=LINE - 4)
     width = max(int(font.getlength(title)), sum(part.width + GAP for part in seen.parts) - GAP) + 2 * GAP
     height = GAP + LINE + GAP // 2 + max(part.height for part in seen.parts) + LINE + GAP
@@ -117,7 +118,7 @@ def _row(seen: SeenPicture, name: str) -> Image.Image:
         row.paste(part, (left, top))
         pen.rectangle((left - 1, top - 1, left + part.width, top + part.height), outline=FRAME)
         if len(seen.parts) > 1:
-            label = f"{part.width} × {part.height} · {tokens}"
+            label = f"{part.width} x {part.height} · {tokens}"
             pen.text((left, top + part.height + 2), label, INK, font=font)
         left += part.width + GAP
     return row

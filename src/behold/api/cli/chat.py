@@ -13,7 +13,7 @@ from behold.api.cli.asked import STDIN, sayable
 from behold.api.cli.options import DebugOption, JsonOption, ModelChoice, QuietOption, SamplingChoice, takes
 from behold.api.cli.printing import print_answer
 from behold.api.cli.terminal import complain, note, reported, write_styled
-from behold.errors import BeholdError
+from behold.errors import BeholdError, CapacityError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -92,6 +92,8 @@ class Conversation:
                 if not self._at_terminal:
                     raise
                 complain(str(error))
+                if isinstance(error, CapacityError):
+                    complain("/reset forgets the conversation so far", label="hint")
             except KeyboardInterrupt:
                 if not self._at_terminal:
                     raise

@@ -10,6 +10,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
@@ -51,8 +52,9 @@ class CheckpointChoice:
 
     @property
     def hint(self) -> str:
-        """What to try when the checkpoint is not to be had."""
-        return "" if self.model == "demo" else "--model demo is bundled and needs no network"
+        """What to try when the checkpoint is not to be had; nothing where it is a folder with something missing."""
+        local = self.model == "demo" or Path(self.model).expanduser().is_dir()
+        return "" if local else "--model demo is bundled and needs no network"
 
 
 @dataclass(frozen=True)
