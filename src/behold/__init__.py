@@ -17,11 +17,12 @@ from behold._version import __version__
 
 if TYPE_CHECKING:
     from behold.api.chat import Chat
-    from behold.api.hf import AutoModelForImageTextToText, AutoProcessor
-    from behold.api.pipeline import pipeline
-    from behold.api.quantization_config import BitsAndBytesConfig, QuantoConfig
+    from behold.api.hf.model import AutoModelForImageTextToText
+    from behold.api.hf.pipeline import pipeline
+    from behold.api.hf.processor import AutoProcessor
+    from behold.api.hf.quantization_config import BitsAndBytesConfig, QuantoConfig
+    from behold.api.hf.streamers import TextIteratorStreamer, TextStreamer
     from behold.api.stream import AnswerStream
-    from behold.api.streamers import TextIteratorStreamer, TextStreamer
     from behold.api.vlm import VLM, load
     from behold.errors import (
         BeholdError,
@@ -40,11 +41,12 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "behold.api.chat": ("Chat",),
-    "behold.api.hf": ("AutoModelForImageTextToText", "AutoProcessor"),
-    "behold.api.pipeline": ("pipeline",),
-    "behold.api.quantization_config": ("BitsAndBytesConfig", "QuantoConfig"),
+    "behold.api.hf.model": ("AutoModelForImageTextToText",),
+    "behold.api.hf.processor": ("AutoProcessor",),
+    "behold.api.hf.pipeline": ("pipeline",),
+    "behold.api.hf.quantization_config": ("BitsAndBytesConfig", "QuantoConfig"),
     "behold.api.stream": ("AnswerStream",),
-    "behold.api.streamers": ("TextIteratorStreamer", "TextStreamer"),
+    "behold.api.hf.streamers": ("TextIteratorStreamer", "TextStreamer"),
     "behold.api.vlm": ("VLM", "load"),
     "behold.errors": (
         "BeholdError",

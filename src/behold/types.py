@@ -192,7 +192,7 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A finished request. `ids` hold every generated id, the end-of-sequence id included; `text` is what a person reads."""
+    """A finished request. `ids` hold every generated id, the end-of-sequence id too; `text` is for people."""
 
     ids: tuple[int, ...]
     text: str

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from behold.api.hf_generation import GenerationConfig, is_option, merged, pad_id, sampling_params
-from behold.api.hf_unsupported import FOREIGN, INERT, NEUTRAL
+from behold.api.hf.generation import GenerationConfig, is_option, merged, pad_id, sampling_params
+from behold.api.hf.unsupported import FOREIGN, INERT, NEUTRAL
 from behold.errors import OptionError
 from behold.types import SamplingParams
 

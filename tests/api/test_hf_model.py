@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from behold import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, QuantoConfig, TextIteratorStreamer
-from behold.api.hf_model import ImageTextToTextModel
+from behold.api.hf.model import ImageTextToTextModel
 from behold.errors import ChatError, OptionError
 from behold.types import Delta
 from tests import toys

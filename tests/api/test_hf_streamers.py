@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from behold import AutoProcessor
-from behold.api.streamers import TextIteratorStreamer, TextStreamer
+from behold.api.hf.streamers import TextIteratorStreamer, TextStreamer
 from behold.errors import OptionError
 from tests import toys
 
