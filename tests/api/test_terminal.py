@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+import behold
 from tests import toys
 
 pexpect = pytest.importorskip("pexpect", reason="needs a pseudo-terminal")
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "scene.png"
 Spawn = Callable[..., Any]
 LONG = "90000"  # tokens: minutes of work, so that an answer can only end by being stopped
 START_S = 60  # importing torch on a busy machine
@@ -143,4 +145,36 @@ def test_the_commands_of_a_conversation(spawn: Spawn, talkative: Path, tmp_path:
         child.expect(said)
     child.expect("you: ")
     child.sendline("/quit")
+    assert ended(child) == 0
+
+
+def test_a_pipe_that_nothing_comes_from_is_waited_for_with_a_word(talkative: Path) -> None:
+    words = f"ask Hello -m {talkative} --max-new-tokens 2 --json"
+    child = pexpect.spawn("/bin/sh", ["-c", f"sleep 6 | {sys.executable} -m behold {words}"], timeout=START_S)
+    try:
+        child.expect("waiting for a picture or text on standard input")
+        child.expect('"image_tokens": 0')
+    finally:
+        child.close(force=True)
+
+
+@pytest.mark.parametrize("question", ["What do we see in this image?", "How many shapes are there?"])
+def test_the_bundled_model_answers_as_it_does_in_python(spawn: Spawn, question: str) -> None:
+    answer = behold.load("demo").ask(EXAMPLE, question)
+    child = spawn("ask", EXAMPLE, question, "--model", "demo")
+    child.expect_exact(answer)
+    child.expect("first token .* tokens/s")
+    assert ended(child) == 0
+
+
+def test_a_conversation_with_the_bundled_model(spawn: Spawn) -> None:
+    chat = behold.load("demo").chat()
+    answers = [chat.say(EXAMPLE, "What do we see in this image?"), chat.say("How many shapes are there?")]
+    child = spawn("chat", EXAMPLE, "--model", "demo")
+    for question, answer in zip(("What do we see in this image?", "How many shapes are there?"), answers, strict=True):
+        child.expect("you: ")
+        child.sendline(question)
+        child.expect_exact(answer)
+    child.expect("you: ")
+    child.sendeof()
     assert ended(child) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import stat
 import sys
 from dataclasses import dataclass
@@ -10,7 +11,10 @@ from pathlib import Path
 
 import typer
 
+from behold.api.cli.terminal import note
+
 STDIN = "-"
+PATIENCE_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ def read_words(words: list[str]) -> Asked:
     pictures: list[str | bytes] = [_stdin_bytes() if image == STDIN else image for image in images]
     if question == STDIN:
         question = _stdin_bytes().decode("utf-8", "replace").strip()
-    elif not pictures and stdin_is_piped() and (data := sys.stdin.buffer.read()):
+    elif not pictures and stdin_is_piped() and (data := _read_stdin()):
         pictures = [data]
     if not question.strip():
         raise typer.BadParameter("the question is empty")
@@ -69,8 +73,17 @@ def sayable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
+def _read_stdin() -> bytes:
+    """What is piped in, up to a little more than a picture may have; says so when nothing comes for a while."""
+    from behold.chat.policy import MediaPolicy
+
+    if os.name == "posix" and not select.select([sys.stdin.buffer], [], [], PATIENCE_S)[0]:
+        note("waiting for a picture or text on standard input; to ask without, add < /dev/null")
+    return sys.stdin.buffer.read(MediaPolicy().max_bytes + 1)
+
+
 def _stdin_bytes() -> bytes:
-    data = sys.stdin.buffer.read()
+    data = _read_stdin()
     if not data:
         raise typer.BadParameter("- means standard input, and nothing came from there")
     return data
