@@ -19,7 +19,7 @@ DEMO = "demo"
 # JSON, templates and tokenizers are small and needed; of the weights only safetensors
 _SETTINGS = ("*.json", "*.jinja", "tokenizer.model", "*.model")
 _WEIGHTS = ("model*.safetensors",)
-_REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_REPO_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 @dataclass(frozen=True, slots=True)
