@@ -218,7 +218,8 @@ def _weight_files(folder: Path) -> list[Path]:
             "trust it, with transformers: AutoModelForImageTextToText.from_pretrained(…).save_pretrained(…)."
         )
     raise CheckpointNotFoundError(
-        f"{folder} has no weights: neither model.safetensors nor model.safetensors.index.json. Download it again."
+        f"{folder} has no weights: neither model.safetensors nor model.safetensors.index.json. Download it again; if "
+        "its repository has only pickled files (*.bin), look for a revision with *.safetensors: pickles are refused."
     )
 
 
