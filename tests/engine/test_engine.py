@@ -150,8 +150,10 @@ def test_interrupt_cancels_only_the_drivers_requests(model: FakeModel) -> None:
 
 def test_cancel_in_every_stage(model: FakeModel) -> None:
     engine = make(model, max_rows=1, max_step_tokens=4)
-    first, second = (engine.submit(prompt(i, 10), SamplingParams(max_new_tokens=4)) for i in range(2))
-    engine.step()  # the first in the middle of its prompt, the second waiting
+    asked = [prompt(i, 10, [picture(i)]) for i in range(2)]
+    first, second = (engine.submit(p, SamplingParams(max_new_tokens=4)) for p in asked)
+    engine.step()  # the first in the middle of its picture, the second waiting
+    assert model.encoded == [["picture-0-5"]]
     engine.cancel(second)
     engine.cancel(first)
     assert [r.completions[0].finish_reason for r in (first, second)] == ["cancelled", "cancelled"]
@@ -198,6 +200,7 @@ def test_cancel_from_another_thread_during_a_step(model: FakeModel) -> None:
     go_on.set()
     driver.join(10)
     assert engine.stats().running == 1
+    assert [delta.finish_reason for delta in victim.take()] == [None, "cancelled"], "nothing comes after the end"
     engine.wait([other])
     assert other.completions[0].ids == greedy(FakeModel(), prompt(2), 6, frozenset({1}))
     engine.check()

@@ -63,6 +63,18 @@ def test_scheduling_twice_gives_the_same() -> None:
     assert shown(plan.schedule()) == shown(plan.schedule()) == [(0, 0, 7), (1, 0, 3)]
 
 
+def test_answers_are_in_the_order_of_their_rows() -> None:
+    """Neighbours in the cache are neighbours in the batch, whoever came first."""
+    plan = scheduler(budget=20)
+    for key in range(3):
+        plan.add(sequence(key, 3))
+    record(plan.schedule())
+    plan.finish(plan.running[0])
+    plan.add(sequence(3, 1))
+    chunks = plan.schedule()
+    assert [(chunk.sequence.key, chunk.sequence.slots) for chunk in chunks] == [(3, (0,)), (1, (1,)), (2, (2,))]
+
+
 def test_one_that_does_not_fit_holds_back_those_behind() -> None:
     plan = scheduler(memory=60, budget=100)
     plan.add(sequence(0, 27))  # 30 places
