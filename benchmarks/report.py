@@ -68,8 +68,10 @@ COLUMNS = (
 )
 
 
-def _cell(row: Measured, column: Column) -> str:
+def _cell(row: Measured, column: Column, *, spread: bool) -> str:
     values = row.values(column.key)
+    if not spread:
+        return column.show(median(values))
     low, high = column.show(min(values)).split()[0], column.show(max(values)).split()[0]
     return f"{column.show(median(values))} ({low}–{high})"
 
@@ -81,21 +83,21 @@ def _ratio(row: Measured, base: Measured, column: Column) -> str:
 
 
 def _head(rows: list[Measured]) -> list[str]:
-    return ["", *(row.name for row in rows), *(f"{row.name} against {rows[0].name}" for row in rows[1:])]
+    return ["", *(row.name for row in rows), *(f"{row.name} / {rows[0].name}" for row in rows[1:])]
 
 
-def _lines(rows: list[Measured]) -> list[list[str]]:
+def _lines(rows: list[Measured], *, spread: bool) -> list[list[str]]:
     lines = [["weights in memory", *(row.loads[0]["dtype"] for row in rows), *([""] * (len(rows) - 1))]]
     for column in COLUMNS:
         ratios = [_ratio(row, rows[0], column) for row in rows[1:]]
-        lines.append([column.title, *(_cell(row, column) for row in rows), *ratios])
+        lines.append([column.title, *(_cell(row, column, spread=spread) for row in rows), *ratios])
     return lines
 
 
 def table(rows: list[Measured]) -> Table:
     """Medians and ratios for the terminal; the first row is what the others are compared with."""
     result = Table(*_head(rows))
-    for line in _lines(rows):
+    for line in _lines(rows, spread=False):
         result.add_row(*line)
     return result
 
@@ -124,7 +126,7 @@ def section(plan: Blueprint, rows: list[Measured], options: Mapping[str, Any]) -
         f"{prompt} prompt tokens with one picture, {options['decode']} tokens after the first; {options['runs']} runs."
     )
     head = _head(rows)
-    body = ["| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *_lines(rows)]]
+    body = ["| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *_lines(rows, spread=True)]]
     return "\n".join([title, "", what, "", *body, ""])
 
 

@@ -57,6 +57,7 @@ def main() -> None:
         console.print()
     picture = console.export_svg(title="behold", unique_id="behold")
     # the reader's own monospace font will do: a README should fetch nothing from elsewhere
+    picture = re.sub(r"<!--.*?-->\s*", "", picture, flags=re.DOTALL)
     picture = re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL)
     TARGET.write_text(picture, "utf-8")
 
