@@ -69,13 +69,11 @@ class ImageInput:
     pixels: float32, normalised; the family says the shape (llava, idefics2: (3, H, W)).
     n_tokens: how many embeddings the tower and connector make of it, = the length of its span.
     digest: of pixels and everything else that decides the embeddings; the key of the image cache.
-    size: (height, width) of the picture within pixels, where padding fills the rest (idefics2); else None.
     """
 
     pixels: np.ndarray
     n_tokens: int
     digest: str
-    size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,13 +145,3 @@ def test_pictures_the_tower_cannot_take_are_refused() -> None:
     with pytest.raises(UnsupportedModelError, match="larger than 56"):
         idefics2.encode_images([image(63, 30)])
     assert llava.encode_images([]) == idefics2.encode_images([]) == []
-
-
-def test_idefics2_padding_of_an_input_does_not_matter() -> None:
-    model = load(toys.checkpoint("idefics2"))
-    pixels = np.random.default_rng(0).standard_normal((3, 30, 40)).astype(np.float32)
-    plain = ImageInput(pixels, 5, "a")
-    padded = ImageInput(np.pad(pixels, ((0, 0), (0, 26), (0, 16))), 5, "b", size=(30, 40))
-    with torch.inference_mode():
-        one, other = model.encode_images([plain, replace(padded)])
-    torch.testing.assert_close(one, other)

@@ -215,7 +215,7 @@ def whole(kind: str, given: dict[str, Any]) -> WholeImageLayout:
 
 def native(given: dict[str, Any]) -> NativeSizeLayout:
     found = read_settings(given, default_kind="Idefics2ImageProcessor", supported=tuple(DEFAULTS))
-    return NativeSizeLayout(found, "<image>", 7, "<fake>", patch_size=14, n_tokens=4)
+    return NativeSizeLayout(found, "<image>", 7, "<fake>", n_tokens=4)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ def open_processor(folder: Path) -> Processor:
         layout = NativeSizeLayout.read(
             files,
             image_token_id=config["image_token_id"],
-            patch_size=vision["patch_size"],
             n_tokens=config["perceiver_config"]["resampler_n_latents"],
         )
     else:

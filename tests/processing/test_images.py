@@ -12,7 +12,7 @@ from PIL import Image
 
 from behold.errors import MediaError, OptionError, UnsupportedModelError
 from behold.processing import grids
-from behold.processing.images import center_crop, digest, normalize, pad, pad_to_square, resize
+from behold.processing.images import center_crop, digest, normalize, pad_to_square, resize
 from behold.processing.settings import DEFAULTS, read_settings
 from tests import toys
 
@@ -74,13 +74,6 @@ def test_quarters_tile_the_picture(height: int, width: int) -> None:
     assert sum((right - left) * (bottom - top) for left, top, right, bottom in parts) == height * width
 
 
-def test_a_picture_has_one_more_patch_row_where_the_canvas_has_room() -> None:
-    assert grids.patch_canvas((653, 980), (653, 980), 14) == (653, 980)
-    assert grids.patch_canvas((653, 980), (767, 980), 14) == (658, 980)
-    assert grids.patch_canvas((653, 978), (655, 980), 14) == (655, 980)
-    assert grids.patch_canvas((28, 14), (99, 99), 14) == (28, 14)
-
-
 # --- images ------------------------------------------------------------------------------------------------------
 
 
@@ -112,13 +105,6 @@ def test_normalising() -> None:
     assert np.allclose(values[:, 0, 0], [-1.0, (128 / 255 - 0.5) / 0.25, 0.5], atol=1e-6)
     raw = normalize(image, rescale_factor=None, mean=None, std=None)
     assert raw[:, 0, 0].tolist() == [0, 128, 255]
-
-
-def test_padding() -> None:
-    padded = pad(np.ones((3, 2, 2), np.float32), (3, 4))
-    assert padded.shape == (3, 3, 4) and padded.sum() == 12
-    same = np.ones((3, 2, 2), np.float32)
-    assert pad(same, (2, 2)) is same
 
 
 def test_digests_tell_everything_apart() -> None:

@@ -93,13 +93,3 @@ def quarters(size: Size) -> list[tuple[int, int, int, int]]:
     height, width = size
     y, x = height // 2, width // 2
     return [(0, 0, x, y), (x, 0, width, y), (0, y, x, height), (x, y, width, height), (0, 0, width, height)]
-
-
-def patch_canvas(size: Size, canvas: Size, patch_size: int) -> Size:
-    """How much of a padded canvas one picture occupies: its own size up to whole patches, within the canvas.
-
-    A patch counts when any of its pixels is real, so a picture of 653 rows has 47 rows of 14-pixel patches on a larger
-    canvas, and 46 on a canvas of 653.
-    """
-    height, width = (min(limit, -(-side // patch_size) * patch_size) for side, limit in zip(size, canvas, strict=True))
-    return height, width

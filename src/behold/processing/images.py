@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,15 +76,6 @@ def normalize(
         channels = (channels - np.asarray(mean, np.float32)[:, None]) / np.asarray(std, np.float32)[:, None]
     array = np.asarray(image)
     return np.stack([channels[channel][array[..., channel]] for channel in range(3)])
-
-
-def pad(pixels: NDArray[Any], size: Size) -> NDArray[Any]:
-    """Zeros to the right and below, up to (height, width); the last two axes are (H, W)."""
-    height, width = pixels.shape[-2:]
-    if (height, width) == size:
-        return pixels
-    lead = [(0, 0)] * (pixels.ndim - 2)
-    return np.pad(pixels, [*lead, (0, size[0] - height), (0, size[1] - width)])
 
 
 def digest(pixels: Pixels, *settings: object) -> str:

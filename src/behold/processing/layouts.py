@@ -1,7 +1,7 @@
 """The picture layouts of the first families, each an ImageLayout bound to one checkpoint's settings.
 
 WholeImageLayout: every picture becomes one input of one size (llava). NativeSizeLayout: pictures keep their own size
-within bounds, may be split in four and a whole, and share a padded canvas (idefics2).
+within bounds and may be split in four and a whole (idefics2).
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from behold.errors import ChatError
-from behold.processing.grids import Size, clamped_size, patch_canvas, quarters, target_size
+from behold.processing.grids import clamped_size, quarters, target_size
 from behold.processing.images import (
     Pixels,
     center_crop,
     digest,
     normalize,
-    pad,
     pad_to_square,
     resize,
     size_of,
@@ -148,18 +147,17 @@ class NativeSizeLayout:
     """A picture of its own size, or its four quarters and itself, each n_tokens image tokens between fake tokens.
 
     One picture, not split, n_tokens=2: <fake><image><image><fake>; fake tokens that meet are merged into one. Pixels
-    of an input are (3, h, w): the picture, then zeros up to whole patches within the prompt's canvas.
+    of an input are (3, h, w), without padding: the model takes the whole patches that lie inside.
     """
 
     settings: ImageSettings
     image_token: str
     image_token_id: int
     fake_token: str
-    patch_size: int
     n_tokens: int
 
     @classmethod
-    def read(cls, files: CheckpointFiles, *, image_token_id: int, patch_size: int, n_tokens: int) -> NativeSizeLayout:
+    def read(cls, files: CheckpointFiles, *, image_token_id: int, n_tokens: int) -> NativeSizeLayout:
         """From a checkpoint's files; n_tokens is the resampler's number of latents.
 
         Raises:
@@ -174,7 +172,6 @@ class NativeSizeLayout:
             image_token=tokens.get("image_token", IMAGE_TOKEN),
             image_token_id=image_token_id,
             fake_token=tokens.get("image_boundary_token", FAKE_TOKEN),
-            patch_size=patch_size,
             n_tokens=int(files.processor.get("image_seq_len") or n_tokens),
         )
 
@@ -188,10 +185,7 @@ class NativeSizeLayout:
 
     def prepare(self, images: Sequence[Image]) -> list[list[ImageInput]]:
         """Pictures of one prompt to one input each, or five where they are split; see ImageLayout."""
-        pixels = [[self._pixels(part) for part in self._split(image)] for image in images]
-        sizes = [each.shape[-2:] for parts in pixels for each in parts]
-        canvas = (max(h for h, _ in sizes), max(w for _, w in sizes)) if sizes else (0, 0)
-        return [[self._input(each, each.shape[-2:], canvas) for each in parts] for parts in pixels]
+        return [[self._input(self._pixels(part)) for part in self._split(image)] for image in images]
 
     def expand(self, inputs: Sequence[ImageInput]) -> str:
         return "".join(f"{self.fake_token}{self.image_token * each.n_tokens}{self.fake_token}" for each in inputs)
@@ -206,14 +200,14 @@ class NativeSizeLayout:
         most = max((len(row) for row in rows), default=0)
         if not most:
             return {}
-        sizes = [_true_size(each) for row in rows for each in row]
+        sizes = [each.pixels.shape[-2:] for row in rows for each in row]
         height, width = max(h for h, _ in sizes), max(w for _, w in sizes)
         pixels = np.zeros((len(rows), most, 3, height, width), np.float32)
         mask = np.zeros((len(rows), most, height, width), np.int64)
         for b, row in enumerate(rows):
             for n, each in enumerate(row):
-                h, w = _true_size(each)
-                pixels[b, n, :, :h, :w] = each.pixels[:, :h, :w]
+                h, w = each.pixels.shape[-2:]
+                pixels[b, n, :, :h, :w] = each.pixels
                 mask[b, n, :h, :w] = 1
         return {"pixel_values": _tensor(pixels), "pixel_attention_mask": _tensor(mask)}
 
@@ -221,9 +215,8 @@ class NativeSizeLayout:
         pixels = _array(batch.get("pixel_values"))
         mask = _array(batch.get("pixel_attention_mask"))
         rows = np.zeros((len(n_image_tokens), 0, 3, 0, 0), np.float32) if pixels is None else pixels
-        canvas: Size = rows.shape[-2:]
         if mask is None:
-            mask = np.ones((*rows.shape[:2], *canvas), np.int64)
+            mask = np.ones((*rows.shape[:2], *rows.shape[-2:]), np.int64)
         if len(rows) != len(n_image_tokens):
             raise ChatError(f"input_ids have {len(n_image_tokens)} rows and pixel_values {len(rows)}; they must agree.")
         unpacked = []
@@ -237,9 +230,7 @@ class NativeSizeLayout:
                     "the processor."
                 )
             sizes = [(int(each[:, 0].sum()), int(each[0].sum())) for each in mask[b, :wanted]]
-            unpacked.append(
-                [self._input(each[:, :h, :w], (h, w), canvas) for each, (h, w) in zip(rows[b], sizes, strict=False)]
-            )
+            unpacked.append([self._input(each[:, :h, :w]) for each, (h, w) in zip(rows[b], sizes, strict=False)])
         return unpacked
 
     def _split(self, image: Image) -> list[Image]:
@@ -253,9 +244,8 @@ class NativeSizeLayout:
             image = resize(image, clamped_size(self.settings.size, size_of(image)), self.settings.resample)
         return _normalized(image, self.settings)
 
-    def _input(self, pixels: Pixels, size: Size, canvas: Size) -> ImageInput:
-        padded = pad(pixels, patch_canvas(size, canvas if self.settings.do_pad else size, self.patch_size))
-        return ImageInput(padded, self.n_tokens, digest(padded, "native", self.n_tokens), size)
+    def _input(self, pixels: Pixels) -> ImageInput:
+        return ImageInput(pixels, self.n_tokens, digest(pixels, "native", self.n_tokens))
 
 
 def _normalized(image: Image, settings: ImageSettings) -> Pixels:
@@ -265,11 +255,6 @@ def _normalized(image: Image, settings: ImageSettings) -> Pixels:
         mean=settings.image_mean if settings.do_normalize else None,
         std=settings.image_std if settings.do_normalize else None,
     )
-
-
-def _true_size(each: ImageInput) -> Size:
-    height, width = each.size or each.pixels.shape[-2:]
-    return height, width
 
 
 def _tensor(array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> torch.Tensor:

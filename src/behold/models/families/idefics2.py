@@ -105,7 +105,6 @@ def read_layout(config: ModelConfig, files: CheckpointFiles) -> NativeSizeLayout
     return NativeSizeLayout.read(
         files,
         image_token_id=config.image_token_id,
-        patch_size=config.vision.patch_size,
         n_tokens=config.resampler.n_latents,
     )
 
@@ -154,8 +153,8 @@ class Idefics2(VisionLanguageModel):
         return [embeddings[index] for index in range(len(images))]
 
     def _grid(self, image: ImageInput) -> tuple[int, int]:
-        """Rows and columns of patches that lie wholly inside the picture; what is beyond `size` is padding."""
-        height, width = image.size or image.pixels.shape[-2:]
+        """Rows and columns of patches that lie wholly inside the picture."""
+        height, width = image.pixels.shape[-2:]
         side, most = self.config.vision.patch_size, self.config.vision.image_size
         rows, columns = height // side, width // side
         if not rows or not columns:
