@@ -101,6 +101,13 @@ def test_stop_string_is_cut_and_never_shown_in_part(text_engine: Engine, model: 
     assert stop in FakeTokenizer().text(sum((delta.ids for delta in deltas), ()))
 
 
+def test_a_stop_string_found_in_the_last_held_back_letter(text_engine: Engine, model: FakeModel) -> None:
+    asked = prompt(4, 15)
+    text = FakeTokenizer().text(greedy(model, asked, 9))
+    done = text_engine.complete([(asked, SamplingParams(max_new_tokens=9, stop=(text[6:],)))])[0]
+    assert (done.text, done.finish_reason, len(done.ids)) == (text[:6], "stop", 9)
+
+
 def test_closing_a_stream_frees_its_row(model: FakeModel) -> None:
     engine = make(model)
     stream = engine.stream(prompt(0), SamplingParams(max_new_tokens=50))

@@ -48,7 +48,6 @@ class BeamSearch:
     ended: list[Beam] = field(default_factory=list)
     started: bool = False
     done: bool = False
-    hopeless: bool = False
 
     @property
     def width(self) -> int:
@@ -84,8 +83,6 @@ class BeamSearch:
         self, candidates: list[Candidate], lines: list[tuple[int, ...]], ends: list[bool], length: int
     ) -> None:
         """Only ends among the first `width` candidates count; the others are there to keep enough beams running."""
-        if self.hopeless or (self.params.early_stopping is True and len(self.ended) == self.width):
-            return
         divisor = length**self.params.length_penalty
         new = [Beam(lines[i], candidates[i].score / divisor) for i in range(min(self.width, len(lines))) if ends[i]]
         self.ended = sorted(self.ended + new, key=lambda beam: beam.score, reverse=True)[: self.width]
@@ -96,8 +93,8 @@ class BeamSearch:
         penalty = self.params.length_penalty
         hoped = self.limit if self.params.early_stopping == "never" and penalty > 0.0 else length
         best_possible = self.running[0].score / hoped**penalty
-        self.hopeless = self.hopeless or (full and best_possible <= self.ended[-1].score)
-        self.done = self.hopeless or all_end or (full and self.params.early_stopping is True)
+        hopeless = full and best_possible <= self.ended[-1].score
+        self.done = hopeless or all_end or (full and self.params.early_stopping is True)
 
 
 def candidates(logits: Tensor, search: BeamSearch, process: Callable[[Tensor, Beam], Tensor]) -> list[Candidate]:
