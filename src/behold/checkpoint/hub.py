@@ -139,7 +139,7 @@ def _absent(what: str) -> CheckpointNotFoundError:
 
     why = (
         "downloads are switched off (offline mode)"
-        if constants.is_offline_mode()
+        if constants.HF_HUB_OFFLINE
         else "the hub cannot be reached over the network (or local_files_only was set)"
     )
     return CheckpointNotFoundError(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from behold.nn.embedding import embedding
 from behold.nn.mlp import MLP
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Embeddings(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.patch_embedding = PatchEmbedding(config)
-        self.position_embedding = nn.Embedding(config.num_positions, config.hidden_size)
+        self.position_embedding = embedding(config.num_positions, config.hidden_size)
         self.class_embedding = nn.Parameter(torch.empty(config.hidden_size)) if config.class_token else None
 
     def forward(self, pixels: Tensor, positions: Tensor | None) -> Tensor:
