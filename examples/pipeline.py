@@ -11,7 +11,7 @@ messages = [
         "role": "user",
         "content": [{"type": "image", "image": picture}, {"type": "text", "text": "What do we see in this image?"}],
     },
-    {"role": "assistant", "content": [{"type": "text", "text": "There"}]},
+    {"role": "assistant", "content": [{"type": "text", "text": "A"}]},
 ]
 result = ask(text=messages, max_new_tokens=48, return_full_text=False)
-print(result[0]["generated_text"])
+print("A" + result[0]["generated_text"])
