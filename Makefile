@@ -49,7 +49,7 @@ $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { echo 'behold needs Python 3.10 or newer; "$(PYTHON)" was not found. Install it, or name yours: make PYTHON=/path/to/python'; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "behold needs Python 3.10 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Name another: make PYTHON=python3.12"; exit 1; }
 	@echo '== making the environment in $(VENV)'
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(RUNTIME): pyproject.toml constraints.txt | $(BIN)/python
 	@echo '== installing behold and what it runs on (once; the largest part is torch)'
