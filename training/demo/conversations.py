@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
-from questions import SINGLE, STRANGERS, Turn, article, ask_describe, ask_follow_up
-from scenes import COLOURS, SHAPES, Scene, is_variation
+from questions import SINGLE, STRANGERS, Turn, ask_describe, ask_follow_up
+from scenes import COLOURS, SHAPES, Scene, article, is_variation
 
 NO_PICTURE = "I need a picture to answer."
 WHERE = (" in the first picture", " in the second picture")
@@ -115,9 +115,7 @@ def converse(scenes: list[Scene], rng: random.Random, turns: int) -> Conversatio
     together = len(scenes) == 2 and rng.random() < 0.6
     alone = 0 if together else turns if len(scenes) == 1 else rng.randint(1, max(1, turns // 3))
     if alone:
-        exchanges += [
-            Exchange(turn, int(place == 0)) for place, turn in enumerate(_about_one(scenes[0], rng, alone))
-        ]
+        exchanges += [Exchange(turn, int(place == 0)) for place, turn in enumerate(_about_one(scenes[0], rng, alone))]
     if len(scenes) == 2:
         pairs = [ask_pair(*scenes, rng) for _ in range(max(2, turns - alone))]
         exchanges += [
@@ -132,7 +130,7 @@ def _about_one(scene: Scene, rng: random.Random, turns: int) -> list[Turn]:
     made: list[Turn] = []
     while len(made) < turns:
         made.append(ask_one(scene, rng))
-        if rng.random() < 0.4:
+        if rng.random() < 0.3:
             made += [turn for turn in [ask_follow_up(made[-1], rng)] if turn]
     made = _unlike(made)
     chance = rng.random()

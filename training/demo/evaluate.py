@@ -20,7 +20,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForCon
 
 from conversations import Conversation, Exchange, ask_blindly, ask_change, ask_more, ask_one, ask_pair, ask_which
 from drawing import draw_scene
-from model import answer_logits, tower_features
+from model import WIDTH, decode, tower_features
 from pool import Pool, open_pool
 from questions import SINGLE, Turn, ask_describe, ask_follow_up
 from rows import KINDS, RowEncoder, pack
@@ -67,8 +67,9 @@ def make_cases(scenes: int) -> Iterator[Case]:
 def judge(model: LlavaForConditionalGeneration, encoder: RowEncoder, pool: Pool, cases: list[Case]) -> list[bool]:
     """Whether the last answer of each case is exact; all cases have equally many pictures."""
     rows = pack(encoder, pool, [case.talk for case in cases], [p for case in cases for p in case.places], budget=2048)
-    features = tower_features(model, rows.images)
-    logits = answer_logits(model, features, rows.ids, (rows.row, rows.position))
+    features = tower_features(model, rows.images) if len(rows.images) else torch.zeros(0, WIDTH)
+    _, last = decode(model, features, rows.ids)
+    logits = model.lm_head(last[rows.row, rows.position])
     wrong = torch.zeros(len(rows.kind)).index_add_(0, rows.answer, (logits.argmax(-1) != rows.target).float())
     last = torch.tensor([len(case.talk.exchanges) for case in cases]).cumsum(0) - 1
     return (wrong[last] == 0).tolist()

@@ -14,6 +14,7 @@ from torch.nn import functional
 from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config, SiglipVisionConfig
 
 from drawing import GRID, LABEL_CLASSES, PATCH, SIDE
+from scenes import COLOURS, PLACES, SHAPES, SIZES
 
 WIDTH = 192
 TOWER_LAYERS = 4
@@ -85,6 +86,29 @@ class DenseHeads(nn.Module):
         return self.read(self.norm(features)).split(LABEL_CLASSES, dim=-1)
 
 
+class SubjectHeads(nn.Module):
+    """Reads off the decoder, where an answer begins, all about the shape that the question is about.
+
+    An answer tells one word of it; learning to find the shape goes much quicker from all four.
+    """
+
+    classes = (len(SHAPES), len(COLOURS), len(SIZES), len(PLACES))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH)
+        self.read = nn.Linear(WIDTH, sum(self.classes))
+
+    def loss(self, states: Tensor, subjects: Tensor) -> Tensor:
+        """Cross-entropy of [A, D] states with the [A, 4] words of their subjects; rows of -1 have none."""
+        scores = self.read(self.norm(states)).split(self.classes, dim=-1)
+        losses = [
+            functional.cross_entropy(score, word, ignore_index=-1, reduction="sum")
+            for score, word in zip(scores, subjects.T, strict=True)
+        ]
+        return torch.stack(losses).sum() / (subjects >= 0).sum().clamp(min=1)
+
+
 def dense_loss(logits: tuple[Tensor, ...], labels: Tensor) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy over columns, patches that show something counting more; and accuracy there, [columns]."""
     losses, hits = [], []
@@ -111,10 +135,8 @@ def tower_features(model: LlavaForConditionalGeneration, images: Tensor) -> Tens
     return vision.encoder(inputs_embeds=hidden).last_hidden_state
 
 
-def answer_logits(
-    model: LlavaForConditionalGeneration, features: Tensor, ids: Tensor, picked: tuple[Tensor, Tensor]
-) -> Tensor:
-    """Next-token scores [N, vocabulary] at the N (row, position) pairs `picked` of the sequences `ids` [B, T].
+def decode(model: LlavaForConditionalGeneration, features: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The decoder's states [R, T, D] before its last layer and after it, for the sequences `ids` [R, T].
 
     Features [pictures, P, D] go to the image tokens in order. Rows are padded on the right, where causal attention
     needs no mask.
@@ -123,8 +145,8 @@ def answer_logits(
     embeds = inner.get_input_embeddings()(ids)
     spots = (ids == model.config.image_token_id).unsqueeze(-1).expand_as(embeds)
     embeds = embeds.masked_scatter(spots, inner.multi_modal_projector(features))
-    hidden = inner.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
-    return model.lm_head(hidden[picked])
+    output = inner.language_model(inputs_embeds=embeds, use_cache=False, output_hidden_states=True)
+    return output.hidden_states[DECODER_LAYERS - 1], output.last_hidden_state
 
 
 def _initialise(model: LlavaForConditionalGeneration) -> None:
@@ -152,7 +174,7 @@ def _cosine_filters() -> Tensor:
     steps = (torch.arange(PATCH) + 0.5) * math.pi / PATCH
     channels = torch.tensor([[1.0, 1.0, 1.0], [1.0, -1.0, 0.0], [0.5, 0.5, -1.0]])
     channels = channels / channels.norm(dim=1, keepdim=True)
-    order = sorted(((u * u + v * v, u, v) for u in range(PATCH) for v in range(PATCH)))
+    order = sorted((u * u + v * v, u, v) for u in range(PATCH) for v in range(PATCH))
     filters = []
     for channel, count in zip(channels, (WIDTH * 3 // 4, WIDTH // 8, WIDTH // 8), strict=True):
         for _, u, v in order[:count]:

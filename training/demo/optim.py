@@ -64,8 +64,8 @@ def make_optimizers(modules: list[nn.Module], lr: float) -> list[torch.optim.Opt
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Warm-up, a plateau, and a linear descent over the last third: the length can still be changed on the plateau."""
-    warm, descent = max(1, min(150, steps // 10)), max(1, steps // 3)
+    """Warm-up, a plateau, and a linear descent over the last three fifths of all steps."""
+    warm, descent = max(1, min(150, steps // 10)), max(1, steps * 3 // 5)
     return peak * min(1.0, (step + 1) / warm, max(0.02, (steps - step) / descent))
 
 

@@ -9,14 +9,15 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from scenes import COLOURS, PLACES, SHAPES, Scene, Thing, at
+from scenes import COLOURS, PLACES, SHAPES, Scene, Thing, article, at
 
 NUMBERS = ("Zero", "One", "Two", "Three", "Four", "Five")
 # Things no picture holds, so that questions about anything else are met with "I cannot tell".
-STRANGERS = (
-    "dog cat car tree house person bird boat flower apple bottle chair table book cup phone horse bus hat face hand "
-    "ball clock door cloud sun moon mountain river road animal man woman child fish heart arrow diamond hexagon"
-).split()
+_STRANGERS = """
+    dog cat car tree house person bird boat flower apple bottle chair table book cup phone horse bus hat face hand
+    ball clock door cloud sun moon mountain river road animal man woman child fish heart arrow diamond hexagon
+"""
+STRANGERS = _STRANGERS.split()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +32,6 @@ class Turn:
 
 
 Maker = Callable[[Scene, random.Random, str], "Turn | None"]
-
-
-def article(noun: str) -> str:
-    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
 def describe_text(scene: Scene) -> str:
@@ -172,7 +169,7 @@ def ask_what_at(scene: Scene, rng: random.Random, where: str) -> Turn:
 
 
 def ask_exists(scene: Scene, rng: random.Random, where: str) -> Turn:
-    """Half of the answers are yes; many of the others are near misses: the colour of one thing, the shape of another."""
+    """Half of the answers are yes; many others are near misses: the colour of one thing, the shape of another."""
     style = rng.random()
     form = rng.choice(("Is there {}{}?", "Do you see {}{}?", "Can you see {}{}?"))
     if style < 0.12:
@@ -246,8 +243,7 @@ def ask_read(scene: Scene, rng: random.Random, where: str) -> Turn | None:
     if not scene.text:
         return None
     noun = rng.choice(("text", scene.text_noun))
-    does = rng.choice(("does", "does")) if noun == "text" else "does"
-    forms = (f"What {does} the {noun}{where} say?", f"Read the {noun}{where}.", f"What is the {noun}{where}?")
+    forms = (f"What does the {noun}{where} say?", f"Read the {noun}{where}.", f"What is the {noun}{where}?")
     forms += (f"Which {scene.text_noun} is written{where}?",)
     return Turn("read", rng.choice(forms), scene.text)
 
@@ -308,18 +304,18 @@ def _yes(true: bool) -> str:
     return "Yes" if true else "No"
 
 
-# Weights say how often each is asked.
+# Weights say how often each is asked: what is hard to learn more often.
 SINGLE: dict[Maker, float] = {
     ask_count: 1.0,
-    ask_count_some: 1.2,
-    ask_colour: 1.3,
-    ask_shape: 0.9,
-    ask_place: 1.4,
-    ask_what_at: 1.2,
-    ask_exists: 1.3,
-    ask_is: 0.8,
-    ask_size: 1.0,
-    ask_relation: 1.6,
-    ask_read: 3.0,
-    ask_absent: 1.0,
+    ask_count_some: 1.6,
+    ask_colour: 0.5,
+    ask_shape: 0.4,
+    ask_place: 1.8,
+    ask_what_at: 1.6,
+    ask_exists: 1.5,
+    ask_is: 1.0,
+    ask_size: 0.4,
+    ask_relation: 2.6,
+    ask_read: 3.5,
+    ask_absent: 1.3,
 }

@@ -19,21 +19,23 @@ from transformers import PreTrainedTokenizerFast
 from conversations import Conversation, converse
 from drawing import GRID
 from pool import Pool
-from scenes import is_variation, make_scene
+from questions import Turn
+from scenes import COLOURS, SHAPES, SIZES, Thing, is_variation, make_scene
 from tokenizer import END, IMAGE, PAD, START
 
 KINDS = (
-    "describe|count all|count some|colour|shape|place|what is at|yes or no|size|relation|read|not there|follow-up|"
-    "one of two|compare|what changed|no picture"
-).split("|")
+    *("describe", "count all", "count some", "colour", "shape", "place", "what is at", "yes or no", "size"),
+    *("relation", "read", "not there", "follow-up", "one of two", "compare", "what changed", "no picture"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
     """Rows with equally many pictures each, padded on the right.
 
-    `pictures` [R * pictures] are places in the pool, `ids` [R, T]. `row` and `position` [N] find the supervised
-    tokens' predictions, `target` [N] what they should be, `answer` [N] which answer they belong to, `kind` [A] its kind.
+    `images` and `labels` are the pool's, [R * pictures, …], `ids` [R, T]. `row` and `position` [N] find the supervised
+    tokens' predictions, `target` [N] what they should be, `answer` [N] which answer they belong to; `kind` [A] is that
+    answer's kind, `subject` [A, 4] the shape, colour, size and cell of what it is about, or -1.
     """
 
     images: Tensor
@@ -44,6 +46,14 @@ class Rows:
     target: Tensor
     answer: Tensor
     kind: Tensor
+    subject: Tensor
+
+    @property
+    def starts(self) -> tuple[Tensor, Tensor]:
+        """(rows, positions) [A] each, from which the first tokens of the answers are predicted."""
+        first = torch.ones_like(self.answer, dtype=torch.bool)
+        first[1:] = self.answer[1:] != self.answer[:-1]
+        return self.row[first], self.position[first]
 
     def to(self, device: torch.device) -> Rows:
         return Rows(*(getattr(self, name).to(device) for name in self.__slots__))
@@ -68,8 +78,8 @@ class RowEncoder:
         said = [*self.encode(answer), self.end]
         return asked + said, len(said)
 
-    def row(self, talk: Conversation, budget: int) -> tuple[list[int], list[tuple[int, int, str]]]:
-        """Ids of a conversation, and (first, end, kind) of its answers; turns are left out to fit `budget` tokens."""
+    def row(self, talk: Conversation, budget: int) -> tuple[list[int], list[tuple[int, int, Turn]]]:
+        """Ids of a conversation, and (first, end, turn) of its answers; turns are left out to fit `budget` tokens."""
         system = [self.start, *self.encode("system\n" + talk.system), self.end] if talk.system else []
         exchanges = list(talk.exchanges)
         turns = [self.turn(e.turn.question, e.turn.answer, e.pictures) for e in exchanges]
@@ -82,7 +92,7 @@ class RowEncoder:
         ids, answers = list(system), []
         for (tokens, supervised), exchange in zip(turns, exchanges, strict=True):
             ids += tokens
-            answers.append((len(ids) - supervised, len(ids), exchange.turn.kind))
+            answers.append((len(ids) - supervised, len(ids), exchange.turn))
         return ids, answers
 
 
@@ -92,15 +102,24 @@ def pack(encoder: RowEncoder, pool: Pool, talks: list[Conversation], places: lis
     ids = torch.full((len(talks), max(len(row) for row, _ in encoded)), encoder.pad)
     marks: list[tuple[int, int, int]] = []
     kinds: list[int] = []
+    subjects: list[tuple[int, ...]] = []
     for number, (row, answers) in enumerate(encoded):
         ids[number, : len(row)] = torch.tensor(row)
-        for first, end, kind in answers:
+        for first, end, turn in answers:
             marks += [(number, position - 1, len(kinds)) for position in range(first, end)]
-            kinds.append(KINDS.index(kind))
+            kinds.append(KINDS.index(turn.kind))
+            subjects.append(_words(turn.subject))
     row, position, answer = torch.tensor(marks).T
     drawn = np.asarray(places, dtype=np.int64)
     images, labels = torch.from_numpy(pool.images[drawn]), torch.from_numpy(pool.labels[drawn])
-    return Rows(images, labels, ids, row, position, ids[row, position + 1], answer, torch.tensor(kinds))
+    target = ids[row, position + 1]
+    return Rows(images, labels, ids, row, position, target, answer, torch.tensor(kinds), torch.tensor(subjects))
+
+
+def _words(thing: Thing | None) -> tuple[int, ...]:
+    if thing is None:
+        return (-1, -1, -1, -1)
+    return SHAPES.index(thing.shape), COLOURS.index(thing.colour), SIZES.index(thing.size), thing.cell
 
 
 class ChatBatches(Dataset[list[Rows]]):

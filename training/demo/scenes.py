@@ -96,7 +96,7 @@ def _vary(scene: Scene, seed: int) -> Scene:
     if kind == "add":
         new = Thing(rng.choice(SHAPES), rng.choice(COLOURS), rng.choice(SIZES), rng.choice(free))
         things.append(new)
-        change = f"A {new.colour} {new.shape} was added {at(new.cell)}."
+        change = f"{article(new.colour).capitalize()} {new.shape} was added {at(new.cell)}."
     else:
         place = rng.randrange(len(things))
         old = things[place]
@@ -109,6 +109,11 @@ def _vary(scene: Scene, seed: int) -> Scene:
             change = f"The {old.colour} {old.shape} {at(old.cell)} turned {new.colour}."
     ordered = tuple(sorted(things, key=lambda thing: thing.cell))
     return Scene(seed, ordered, scene.text, scene.text_row, change)
+
+
+def article(noun: str) -> str:
+    """The noun with `a` or `an`."""
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
 def at(cell: int) -> str:

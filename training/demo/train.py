@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from transformers import LlavaForConditionalGeneration
 
-from model import DenseHeads, answer_logits, build_model, dense_loss, tower_features
+from model import DenseHeads, SubjectHeads, build_model, decode, dense_loss, tower_features
 from optim import RunningMean, learning_rate, make_optimizers
 from pool import open_pool
 from rows import KINDS, ChatBatches, RowEncoder, Rows
@@ -23,8 +23,9 @@ from scenes import HELD_OUT_SEED
 from tokenizer import kept_tokenizer, token_ids
 from train_tower import pick_device, save_atomically
 
-TOWER_PACE = 0.2  # of the learning rate: the tower already knows what it sees
+TOWER_PACE = 0.5  # of the learning rate: the tower already knows what it sees
 DENSE_WEIGHT = 0.5
+SUBJECT_WEIGHT = 0.5
 
 
 @dataclass
@@ -68,6 +69,7 @@ class Outcome:
     logits: Tensor
     answers: float
     dense: float
+    subject: float
 
 
 class Learner:
@@ -80,13 +82,15 @@ class Learner:
         self.tokenizer = kept_tokenizer(arguments.work / "tokenizer", arguments.seed)
         self.model: LlavaForConditionalGeneration = build_model(token_ids(self.tokenizer)).to(self.device)
         self.heads = DenseHeads().to(self.device)
+        self.subjects = SubjectHeads().to(self.device)
         self.tower = self.model.model.vision_tower
         self.rest = nn.ModuleList([self.model.model.multi_modal_projector, self.model.model.language_model])
         self.optimizers = make_optimizers([self.tower, self.heads], 0.0) + make_optimizers([self.rest], 0.0)
-        trained = [self.tower, self.heads, self.rest]
+        self.optimizers.append(torch.optim.AdamW(self.subjects.parameters(), weight_decay=0.0))
+        trained = [self.tower, self.heads, self.rest, self.subjects]
         frozen = {id(weight) for weight in self.tower.post_layernorm.parameters()}  # behind the layer that is read
         self.weights = [w for module in trained for w in module.parameters() if id(w) not in frozen]
-        self.decoder_weights = list(self.rest.parameters())
+        self.decoder_weights = [*self.rest.parameters(), *self.subjects.parameters()]
         # One thread per pack, each taking the next: a core that is busy elsewhere then holds up less than with
         # operations that are split evenly over all cores.
         torch.set_num_threads(1)
@@ -98,28 +102,30 @@ class Learner:
             self.model.load_state_dict(state["model"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
+            self.subjects.load_state_dict(state["subjects"])
             self.step = state["step"]
         else:
             state = torch.load(arguments.work / "tower.pt", map_location=self.device, weights_only=True)
             self.tower.load_state_dict(state["tower"])
         self.heads.load_state_dict(state["heads"])
-        self.mean = RunningMean(self.model, decay=0.996)
+        self.mean = RunningMean(self.model, decay=0.99)
         if "mean" in state:
             self.mean.weights = state["mean"]
 
     def save(self) -> None:
         state = {"step": self.step, "model": self.model.state_dict(), "heads": self.heads.state_dict()}
+        state |= {"subjects": self.subjects.state_dict()}
         state |= {"optimizers": [o.state_dict() for o in self.optimizers], "mean": self.mean.weights}
         save_atomically(state, self.path)
 
-    def train_step(self, packs: list[Rows], tally: Tally) -> tuple[float, float]:
-        """One update; returns the losses of the answers and of the dense labels."""
+    def train_step(self, packs: list[Rows], tally: Tally) -> list[float]:
+        """One update; returns the losses of the answers, the dense labels and the subjects."""
         rate = learning_rate(self.step, self.arguments.steps, self.arguments.lr)
         for number, optimizer in enumerate(self.optimizers):
             for group in optimizer.param_groups:
                 group["lr"] = rate * (TOWER_PACE if number < 2 else 1.0)
         asked, shown = sum(len(rows.kind) for rows in packs), sum(len(rows.images) for rows in packs)
-        answers = dense = 0.0
+        losses = [0.0, 0.0, 0.0]
         weights = self.decoder_weights if self.step < self.arguments.still_tower else self.weights
         for weight in self.weights:
             weight.grad = None
@@ -127,12 +133,12 @@ class Learner:
             for weight, gradient in zip(weights, outcome.gradients, strict=True):
                 weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
             tally.add(outcome.rows, outcome.logits)
-            answers, dense = answers + outcome.answers, dense + outcome.dense
+            losses = [losses[0] + outcome.answers, losses[1] + outcome.dense, losses[2] + outcome.subject]
         nn.utils.clip_grad_norm_(weights, 1.0)
         list(self.threads.map(lambda optimizer: optimizer.step(), self.optimizers))
         self.step += 1
         self.mean.update(self.model, self.step)
-        return answers, dense
+        return losses
 
     def _gradients(self, rows: Rows, weights: list[Tensor], asked: int, shown: int) -> Outcome:
         """What `rows` add to the gradients of a step that has `asked` answers and `shown` pictures in all."""
@@ -140,10 +146,12 @@ class Learner:
         with torch.set_grad_enabled(weights is self.weights):
             features = tower_features(self.model, rows.images)
             dense = dense_loss(self.heads(features), rows.labels)[0] * (len(rows.images) / shown)
-        logits = answer_logits(self.model, features, rows.ids, (rows.row, rows.position))
+        middle, last = decode(self.model, features, rows.ids)
+        logits = self.model.lm_head(last[rows.row, rows.position])
         answers = answer_loss(logits, rows) * (len(rows.kind) / asked)
-        gradients = torch.autograd.grad(answers + DENSE_WEIGHT * dense, weights)
-        return Outcome(gradients, rows, logits.detach(), answers.item(), dense.item())
+        subject = self.subjects.loss(middle[rows.starts], rows.subject) * (len(rows.kind) / asked)
+        gradients = torch.autograd.grad(answers + DENSE_WEIGHT * dense + SUBJECT_WEIGHT * subject, weights)
+        return Outcome(gradients, rows, logits.detach(), answers.item(), dense.item(), subject.item())
 
     @torch.no_grad()
     def examine(self, batches: ChatBatches, count: int) -> Tally:
@@ -152,10 +160,9 @@ class Learner:
         self.model.load_state_dict(self.mean.weights, strict=False)
         tally = Tally.empty()
         for step in range(count):
-            for rows in batches[step]:
-                rows = rows.to(self.device)
-                features = tower_features(self.model, rows.images)
-                tally.add(rows, answer_logits(self.model, features, rows.ids, (rows.row, rows.position)))
+            for rows in (rows.to(self.device) for rows in batches[step]):
+                _, last = decode(self.model, tower_features(self.model, rows.images), rows.ids)
+                tally.add(rows, self.model.lm_head(last[rows.row, rows.position]))
         self.model.load_state_dict(own, strict=False)
         return tally
 
@@ -165,7 +172,7 @@ def train(arguments: argparse.Namespace) -> None:
     encoder = RowEncoder(learner.tokenizer)
     pool = open_pool(arguments.work / "pool", arguments.scenes)
     held = open_pool(arguments.work / "held", 500, first_seed=HELD_OUT_SEED)
-    sizes = (arguments.batch * 3 // 4, arguments.batch // 4)
+    sizes = (arguments.batch - arguments.batch * 3 // 8, arguments.batch * 3 // 8)
     batches = ChatBatches(
         encoder, pool, sizes, parts=3, seed=arguments.seed, easy_steps=arguments.steps // 8, stream="train"
     )
@@ -173,10 +180,11 @@ def train(arguments: argparse.Namespace) -> None:
     loader = DataLoader(batches, batch_size=None, sampler=range(learner.step, arguments.steps), num_workers=1)
     started, tally = time.monotonic(), Tally.empty()
     for packs in loader:
-        answers, dense = learner.train_step(packs, tally)
+        losses = learner.train_step(packs, tally)
         if learner.step % 20 == 0:
             clock = f"{time.monotonic() - started:.0f}s"
-            print(f"{learner.step} {clock} answers {answers:.4f} dense {dense:.4f} exact {tally}", flush=True)
+            parts = "answers {:.3f} dense {:.3f} subject {:.3f}".format(*losses)
+            print(f"{learner.step} {clock} {parts} exact {tally}", flush=True)
             tally = Tally.empty()
         if learner.step % 50 == 0 or learner.step == arguments.steps:
             learner.save()
@@ -189,7 +197,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True, help="folder for pictures and states")
     parser.add_argument("--scenes", type=int, default=64_000, help="size of the pool of pictures")
     parser.add_argument("--steps", type=int, default=2_400)
-    parser.add_argument("--batch", type=int, default=24, help="conversations a step, a quarter of them on two pictures")
+    parser.add_argument("--batch", type=int, default=24, help="conversations a step, three eighths of them on two pictures")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--still-tower", type=int, default=0, help="steps before the tower learns along")

@@ -85,7 +85,9 @@ def train_tower(arguments: argparse.Namespace) -> None:
             with torch.no_grad():
                 logits = heads(tower_features(model, torch.from_numpy(held.images[:256]).to(device)))
                 _, hits = dense_loss(logits, torch.from_numpy(held.labels[:256]).to(device))
-            print("held out:", " ".join(f"{n} {h:.3f}" for n, h in zip(COLUMNS, hits.tolist(), strict=True)), flush=True)
+            print(
+                "held out:", " ".join(f"{n} {h:.3f}" for n, h in zip(COLUMNS, hits.tolist(), strict=True)), flush=True
+            )
 
 
 def parse_arguments() -> argparse.Namespace:
