@@ -15,7 +15,7 @@ from scenes import HELD_OUT_SEED, make_scene
 
 # Name, offset of the held-out seed, size.
 PICTURES = {
-    "shapes": (5304, (640, 480)),
+    "scene": (5304, (640, 480)),
     "word": (5232, (640, 480)),
     "number": (5073, (480, 640)),
     "two_a": (5194, (640, 480)),
