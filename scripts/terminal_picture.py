@@ -21,7 +21,8 @@ TARGET = ROOT / "docs" / "terminal.svg"
 WIDTH = 100
 SESSION = (
     'behold ask --model demo examples/scene.png "What do we see in this image?"',
-    'behold ask --model demo examples/scene.png "How many shapes are there?"',
+    'behold ask --model demo examples/word.png "What does the text say?"',
+    'behold ask --model demo examples/two_a.png examples/two_b.png "What changed?"',
 )
 
 
