@@ -197,7 +197,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True, help="folder for pictures and states")
     parser.add_argument("--scenes", type=int, default=64_000, help="size of the pool of pictures")
     parser.add_argument("--steps", type=int, default=2_400)
-    parser.add_argument("--batch", type=int, default=24, help="conversations a step, three eighths of them on two pictures")
+    parser.add_argument("--batch", type=int, default=24, help="conversations a step, 3 in 8 on two pictures")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--still-tower", type=int, default=0, help="steps before the tower learns along")
