@@ -4,12 +4,7 @@ from pathlib import Path
 
 import behold
 
-here = Path(__file__).parent
-vlm = behold.load("demo")
-
-chat = vlm.chat()
-print(chat.say(here / "scene.png", "What do we see in this image?"))
-print(chat.say("How many shapes are there?"))
-
-chat.reset()
-print(chat.say([here / "two_a.png", here / "two_b.png"], "What changed?"))
+chat = behold.load("demo").chat()
+print(chat.say(Path(__file__).parent / "scene.png", "What do we see in this image?"))
+print(chat.say("What colour is the ring?"))
+print(chat.say("Where is it?"))

@@ -22,7 +22,7 @@ WIDTH = 100
 SESSION = (
     'behold ask --model demo examples/scene.png "What do we see in this image?"',
     'behold ask --model demo examples/word.png "What does the text say?"',
-    'behold ask --model demo examples/two_a.png examples/two_b.png "What changed?"',
+    'behold ask --model demo examples/number.png "How many shapes are there?"',
 )
 
 
