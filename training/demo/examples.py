@@ -18,8 +18,8 @@ PICTURES = {
     "scene": (5304, (640, 480)),
     "word": (5232, (640, 480)),
     "number": (5073, (480, 640)),
-    "two_a": (5194, (640, 480)),
-    "two_b": (5195, (640, 480)),
+    "two_a": (6070, (640, 480)),
+    "two_b": (6071, (640, 480)),
 }
 DESCRIBE = "What do we see in this image?"
 
@@ -37,7 +37,8 @@ def truths() -> list[tuple[list[str], str, str]]:
     scenes = {name: make_scene(HELD_OUT_SEED + offset) for name, (offset, _) in PICTURES.items()}
     made = [([name], DESCRIBE, describe(scene)) for name, scene in scenes.items()]
     made += [([name], "What does the text say?", scenes[name].text or "") for name in ("word", "number")]
-    return [*made, (["two_a", "two_b"], "What changed?", scenes["two_b"].change or "")]
+    more = "The first" if len(scenes["two_a"].things) > len(scenes["two_b"].things) else "The second"
+    return [*made, (["two_a", "two_b"], "Which picture has more shapes?", more)]
 
 
 def check_examples(folder: Path, model_folder: Path) -> bool:

@@ -307,7 +307,7 @@ def _yes(true: bool) -> str:
 # Weights say how often each is asked: what is hard to learn more often.
 SINGLE: dict[Maker, float] = {
     ask_count: 1.0,
-    ask_count_some: 1.6,
+    ask_count_some: 2.2,
     ask_colour: 0.5,
     ask_shape: 0.4,
     ask_place: 1.8,
@@ -316,6 +316,6 @@ SINGLE: dict[Maker, float] = {
     ask_is: 1.0,
     ask_size: 0.4,
     ask_relation: 2.6,
-    ask_read: 3.5,
+    ask_read: 4.0,
     ask_absent: 1.3,
 }
