@@ -11,7 +11,7 @@ messages = [
         "role": "user",
         "content": [{"type": "image", "image": picture}, {"type": "text", "text": "What do we see in this image?"}],
     },
-    {"role": "assistant", "content": [{"type": "text", "text": "A"}]},
+    {"role": "assistant", "content": [{"type": "text", "text": "An"}]},
 ]
 result = ask(text=messages, max_new_tokens=48, return_full_text=False)
-print("A" + result[0]["generated_text"])
+print("An" + result[0]["generated_text"])
