@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from behold.nn.linear import Linear
 from behold.nn.mlp import GatedMLP, activation
 from behold.nn.norms import RMSNorm
 
@@ -17,8 +18,8 @@ class MLPProjector(nn.Module):
 
     def __init__(self, vision_width: int, text_width: int, act: str, *, bias: bool = True) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(vision_width, text_width, bias=bias)
-        self.linear_2 = nn.Linear(text_width, text_width, bias=bias)
+        self.linear_1 = Linear(vision_width, text_width, bias=bias)
+        self.linear_2 = Linear(text_width, text_width, bias=bias)
         self.act = activation(act)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -48,10 +49,10 @@ class PerceiverAttention(nn.Module):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
         width = config.hidden_size
-        self.q_proj = nn.Linear(width, self.heads * self.head_dim, bias=False)
-        self.k_proj = nn.Linear(width, self.kv_heads * self.head_dim, bias=False)
-        self.v_proj = nn.Linear(width, self.kv_heads * self.head_dim, bias=False)
-        self.o_proj = nn.Linear(self.heads * self.head_dim, width, bias=False)
+        self.q_proj = Linear(width, self.heads * self.head_dim, bias=False)
+        self.k_proj = Linear(width, self.kv_heads * self.head_dim, bias=False)
+        self.v_proj = Linear(width, self.kv_heads * self.head_dim, bias=False)
+        self.o_proj = Linear(self.heads * self.head_dim, width, bias=False)
 
     def forward(self, latents: Tensor, context: Tensor) -> Tensor:
         """latents (B, L, D) and context (B, n, D) to (B, L, D)."""

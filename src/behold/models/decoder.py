@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from behold.nn.embedding import embedding
+from behold.nn.linear import Linear
 from behold.nn.mlp import GatedMLP
 from behold.nn.norms import RMSNorm
 from behold.nn.rotary import Rotary, rotate
@@ -33,10 +34,10 @@ class Attention(nn.Module):
             config.head_dim,
         )
         width, q_width, kv_width = config.hidden_size, self.heads * self.head_dim, self.kv_heads * self.head_dim
-        self.q_proj = nn.Linear(width, q_width, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(width, kv_width, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(width, kv_width, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(q_width, width, bias=config.output_bias)
+        self.q_proj = Linear(width, q_width, bias=config.qkv_bias)
+        self.k_proj = Linear(width, kv_width, bias=config.qkv_bias)
+        self.v_proj = Linear(width, kv_width, bias=config.qkv_bias)
+        self.o_proj = Linear(q_width, width, bias=config.output_bias)
 
     def forward(self, x: Tensor, cosines: Tensor, sines: Tensor, cache: CacheView) -> Tensor:
         """(N, D) to (N, D)."""
@@ -75,7 +76,7 @@ class Decoder(nn.Module):
         self.embed_tokens = embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = None if config.tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = None if config.tied else Linear(config.hidden_size, config.vocab_size, bias=False)
         self.rotary = Rotary(config.rope, config.head_dim)
 
     def forward(self, embeddings: Tensor, positions: Tensor, cache: CacheView) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from behold.errors import UnsupportedModelError
+from behold.nn.linear import Linear
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -52,9 +53,9 @@ class GatedMLP(nn.Module):
 
     def __init__(self, width: int, inner: int, act: str, *, out: int | None = None, bias: bool = False) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(width, inner, bias=bias)
-        self.up_proj = nn.Linear(width, inner, bias=bias)
-        self.down_proj = nn.Linear(inner, width if out is None else out, bias=bias)
+        self.gate_proj = Linear(width, inner, bias=bias)
+        self.up_proj = Linear(width, inner, bias=bias)
+        self.down_proj = Linear(inner, width if out is None else out, bias=bias)
         self.act = activation(act)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,8 +69,8 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, inner: int, act: str) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, inner)
-        self.fc2 = nn.Linear(inner, width)
+        self.fc1 = Linear(width, inner)
+        self.fc2 = Linear(inner, width)
         self.act = activation(act)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,0 +1,52 @@
+"""One linear layer, torch's own product beside oneDNN's, from one row to many: where should the threshold be?
+
+    python -m benchmarks.linear [--threads 2] [--runs 9]
+
+The two take turns; the medians' ratio is printed, below 1 where oneDNN is faster.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from statistics import median
+
+import torch
+from torch.nn import functional as F
+
+from behold.kernels import onednn
+
+LAYERS = {"decoder, 0.5B": (1024, 2816), "tower": (1152, 4304), "decoder, 8B": (4096, 14336)}
+ROWS = (1, 4, 8, 16, 32, 64, 128, 256, 729)
+
+
+def ratio(inner: int, outer: int, rows: int, runs: int) -> float:
+    """oneDNN's time over torch's for (rows, inner) by (outer, inner)."""
+    x, weight, bias = torch.randn(rows, inner), torch.randn(outer, inner), torch.randn(outer)
+    times: dict[str, list[float]] = {"torch": [], "onednn": []}
+    for number in range(runs + 1):
+        for name, product in (("torch", F.linear), ("onednn", onednn.linear)):
+            start = time.perf_counter()
+            product(x, weight, bias)
+            if number:  # the first is a warm-up
+                times[name].append(time.perf_counter() - start)
+    return median(times["onednn"]) / median(times["torch"])
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.linear", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--runs", type=int, default=9)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print("| rows | " + " | ".join(LAYERS) + " |\n|---|" + "---|" * len(LAYERS))
+    with torch.inference_mode():
+        for rows in ROWS:
+            figures = [f"{ratio(*sides, rows, options.runs):.2f}" for sides in LAYERS.values()]
+            print(f"| {rows} | " + " | ".join(figures) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
