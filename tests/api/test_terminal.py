@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import termios
 from collections.abc import Callable, Iterator
@@ -66,6 +67,8 @@ def settings(child: Any) -> list[Any]:
 def ended(child: Any) -> int:
     child.expect(pexpect.EOF, timeout=STOP_S)
     child.wait()
+    if child.signalstatus == signal.SIGINT:  # as shells report it
+        return 130
     assert child.signalstatus is None
     return int(child.exitstatus)
 

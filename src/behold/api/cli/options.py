@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from behold.api.cli.terminal import leaving_at_once
+
 if TYPE_CHECKING:
     from behold.api.sampling import SamplingOptions
     from behold.api.vlm import VLM
@@ -74,7 +76,8 @@ class ModelChoice(CheckpointChoice):
         Raises:
             BeholdError: see `behold.load`.
         """
-        from behold.api.vlm import load
+        with leaving_at_once():
+            from behold.api.vlm import load
 
         return load(
             self.model,

@@ -11,7 +11,7 @@ import typer
 from behold.api.cli.asked import STDIN, read_images
 from behold.api.cli.options import CheckpointChoice, DebugOption, JsonOption, takes
 from behold.api.cli.printing import print_json
-from behold.api.cli.terminal import reported, write
+from behold.api.cli.terminal import leaving_at_once, reported, write
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -42,9 +42,10 @@ def show(
     Only the settings of a model are needed, not its weights.
     """
     with reported(debug=debug, hint=choice.hint):
-        from behold.api.session import open_checkpoint, open_processor
-        from behold.api.show import draw, look
-        from behold.api.turns import user_message
+        with leaving_at_once():
+            from behold.api.session import open_checkpoint, open_processor
+            from behold.api.show import draw, look
+            from behold.api.turns import user_message
 
         message = user_message(read_images(images), question)
         files = open_checkpoint(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -116,6 +118,23 @@ def reported(*, debug: bool = False, hint: str = "") -> Iterator[None]:
         if not debug:
             complain("this looks like a fault in behold; --debug shows where it happened", label="hint")
         raise typer.Exit(1) from error
+
+
+@contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Ctrl+C ends the process by its signal: for importing torch, which an exception in the middle makes abort loudly.
+
+    Nothing is begun then that would have to be ended, and shells report the same 130.
+    """
+    main_thread = threading.current_thread() is threading.main_thread()
+    if not main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _trace(wanted: bool) -> None:
