@@ -27,10 +27,10 @@ def test_views_and_strides() -> None:
 
 
 def test_where_it_suits() -> None:
-    weight, many, few = torch.zeros(8, 32), torch.zeros(16, 32), torch.zeros(15, 32)
+    weight, many, few, most = (torch.zeros(rows, 32) for rows in (8, 16, 15, 257))
     with torch.inference_mode():
         assert onednn.suits(many, weight) == onednn.AVAILABLE
-        assert not onednn.suits(few, weight)
+        assert not onednn.suits(few, weight) and not onednn.suits(most, weight)
         assert not onednn.suits(many.double(), weight.double())
     assert not onednn.suits(many, weight)  # gradients are on
 
