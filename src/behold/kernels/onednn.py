@@ -15,7 +15,7 @@ AVAILABLE: bool = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkl
 
 
 def suits(x: Tensor, weight: Tensor) -> bool:
-    """Whether `linear` is right and faster here: neither few nor very many float32 rows on a CPU, and nobody wants gradients."""
+    """Whether `linear` is right and faster here: a middling number of float32 rows on a CPU, and no gradients."""
     return (
         AVAILABLE
         and x.dtype is torch.float32
