@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from pathlib import Path
 
@@ -156,3 +157,13 @@ def _load_weights_of(folder: Path) -> None:
     from behold.checkpoint.weights import load_weights
 
     load_weights(nn.Linear(2, 2), folder, RenameRules(), device=torch.device("cpu"), dtype=torch.float32)
+
+
+def test_a_full_disk_is_not_called_a_missing_network(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", full)
+    with pytest.raises(CheckpointError, match=r"No space left on device.*HF_HOME") as caught:
+        resolve("org/model", cache_dir=tmp_path)
+    assert not isinstance(caught.value, CheckpointNotFoundError)

@@ -5,6 +5,7 @@ huggingface_hub does the work: cache, resume, tokens, progress bars and HF_HUB_O
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ DEMO = "demo"
 # JSON, templates and tokenizers are small and needed; of the weights only safetensors
 _SETTINGS = ("*.json", "*.jinja", "tokenizer.model", "*.model")
 _WEIGHTS = ("model*.safetensors",)
+# faults of the disk, not of the network
+_CACHE_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 _REPO_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
@@ -131,6 +134,11 @@ def _readable_errors(repo_id: str, revision: str | None) -> Iterator[None]:
         status = getattr(error.response, "status_code", None)
         raise CheckpointError(f"The hub did not deliver {what} (HTTP status {status}). Try again later.") from error
     except (errors.OfflineModeIsEnabled, OSError) as error:
+        if isinstance(error, OSError) and error.errno in _CACHE_FAULTS:
+            raise CheckpointError(
+                f"{what} cannot be kept in the local cache: {error.strerror}. Make room or allow writing "
+                "there, or name another folder with HF_HOME or cache_dir=…."
+            ) from error
         raise _absent(what) from error
 
 
