@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from behold.api.vlm import VLM, load
     from behold.errors import (
         BeholdError,
+        BusyError,
         CapacityError,
         ChatError,
         CheckpointError,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         MediaError,
         MissingDependencyError,
         OptionError,
+        StructuredOutputError,
         UnsupportedModelError,
         WeightsError,
     )
@@ -50,6 +52,7 @@ _HOMES = {
     "behold.api.vlm": ("VLM", "load"),
     "behold.errors": (
         "BeholdError",
+        "BusyError",
         "CapacityError",
         "ChatError",
         "CheckpointError",
@@ -58,6 +61,7 @@ _HOMES = {
         "MediaError",
         "MissingDependencyError",
         "OptionError",
+        "StructuredOutputError",
         "UnsupportedModelError",
         "WeightsError",
     ),
@@ -73,6 +77,7 @@ __all__ = [
     "AutoProcessor",
     "BeholdError",
     "BitsAndBytesConfig",
+    "BusyError",
     "CapacityError",
     "Chat",
     "ChatError",
@@ -83,6 +88,7 @@ __all__ = [
     "MissingDependencyError",
     "OptionError",
     "QuantoConfig",
+    "StructuredOutputError",
     "TextIteratorStreamer",
     "TextStreamer",
     "UnsupportedModelError",

@@ -10,6 +10,8 @@
     ├── OptionError            an option's value is out of range, clashes, or is not supported
     ├── DeviceError            the device or dtype asked for is not to be had
     ├── CapacityError          a request that can never fit (context length, memory)
+    ├── BusyError              the queue is full: the same request may be sent again later
+    ├── StructuredOutputError  an answer did not come to an end that its schema allows
     └── MissingDependencyError an optional package is needed; the message says what to install
 
 Each message says what was found, what is allowed, and what to do. Classes that stand for a wrong value also derive
@@ -57,6 +59,22 @@ class DeviceError(BeholdError, ValueError):
 
 class CapacityError(BeholdError, ValueError):
     """A request can never fit: it is longer than the context or larger than the memory set aside."""
+
+
+class BusyError(BeholdError):
+    """The queue is full; `retry_after_s` says when it is worth trying again."""
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class StructuredOutputError(BeholdError, ValueError):
+    """An answer was cut off before it satisfied its schema, or its values do not satisfy it; `answer` is what came."""
+
+    def __init__(self, message: str, *, answer: str = "") -> None:
+        super().__init__(message)
+        self.answer = answer
 
 
 class MissingDependencyError(BeholdError, ImportError):

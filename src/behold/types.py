@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FinishReason = Literal["stop", "length", "cancelled"]
+EndedBy = Literal["end", "stop_string", "length", "loop", "cancelled"]
+Detail = Literal["auto", "low", "high"]
 
 
 # --- what comes in -----------------------------------------------------------------------------------------------
@@ -29,9 +31,13 @@ class TextPart:
 
 @dataclass(frozen=True, slots=True)
 class ImagePart:
-    """A picture, already upright RGB (see chat.media.load_image)."""
+    """A picture, already upright RGB (see chat.media.load_image).
+
+    detail: how many embeddings it may cost, as in the OpenAI API; "auto" is what the checkpoint's files say.
+    """
 
     image: Image
+    detail: Detail = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +114,26 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Constraint:
+    """What an answer's text must look like, whatever the model would like to say.
+
+    kind "json_schema" and "regex" and "grammar" (Lark): `source` is its text; "json_object": any JSON object, `source`
+    is (); "choice": `source` are the texts to choose from.
+    """
+
+    kind: Literal["json_schema", "json_object", "regex", "grammar", "choice"]
+    source: str | tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How to choose tokens and when to stop; validated together by `engine.sampler.validate`.
 
     temperature None or 0 is greedy. `stop` are strings, not shown in the text. `seed` None draws one from torch's
     global generator, so `torch.manual_seed` makes a whole program repeatable. Penalties: repetition as in CTRL
     (prompt and answer), presence and frequency as in the OpenAI API (answer only). `ignore_eos` leaves only
-    `stop_token_ids` (instead of those and the checkpoint's own) to end an answer.
+    `stop_token_ids` (instead of those and the checkpoint's own) to end an answer. `loop_stop` ends an answer that
+    repeats itself without end. `constraint` allows only tokens that keep to a schema, a pattern or a choice.
     """
 
     max_new_tokens: int = 256
@@ -137,6 +156,8 @@ class SamplingParams:
     length_penalty: float = 1.0
     early_stopping: bool | Literal["never"] = False
     num_return_sequences: int = 1
+    loop_stop: bool = False
+    constraint: Constraint | None = None
 
     @property
     def greedy(self) -> bool:
@@ -157,7 +178,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts; prompt_tokens include image_tokens."""
+    """Token counts; prompt_tokens include image_tokens, and those that were in the cache already (cached_tokens)."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -178,7 +199,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """One increment of one request. The last one carries a finish_reason, usage and timings."""
+    """One increment of one request. The last one carries a finish_reason, what ended it, usage and timings."""
 
     ids: tuple[int, ...] = ()
     text: str = ""
@@ -186,11 +207,16 @@ class Delta:
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     timings: Timings | None = None
+    ended_by: EndedBy | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A finished request. `ids` hold every generated id, the end-of-sequence id too; `text` is for people."""
+    """A finished request. `ids` hold every generated id, the end-of-sequence id too; `text` is for people.
+
+    finish_reason is the standard word for it; ended_by says more: "loop" is an answer that repeated itself without end
+    (its finish_reason is "length": it was cut off).
+    """
 
     ids: tuple[int, ...]
     text: str
@@ -198,6 +224,7 @@ class Completion:
     usage: Usage
     timings: Timings
     logprobs: tuple[TokenLogprob, ...] = ()
+    ended_by: EndedBy = "end"
 
 
 class Answer(str):
@@ -208,6 +235,7 @@ class Answer(str):
     logprobs: tuple[TokenLogprob, ...]
     timings: Timings
     ids: tuple[int, ...]
+    ended_by: EndedBy
 
     @classmethod
     def of(cls, completion: Completion) -> Answer:
@@ -217,4 +245,5 @@ class Answer(str):
         answer.logprobs = completion.logprobs
         answer.timings = completion.timings
         answer.ids = completion.ids
+        answer.ended_by = completion.ended_by
         return answer

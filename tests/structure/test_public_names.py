@@ -38,6 +38,8 @@ PUBLIC = {
     "OptionError",
     "DeviceError",
     "CapacityError",
+    "BusyError",
+    "StructuredOutputError",
     "MissingDependencyError",
     "__version__",
 }

@@ -82,6 +82,7 @@ class _Record:
             usage=self._last.usage or Usage(len(self._prompt.ids), len(self._ids), self._prompt.image_tokens),
             timings=self._last.timings or self._timings_so_far(),
             logprobs=tuple(self._logprobs),
+            ended_by=self._last.ended_by or "cancelled",
         )
         return Answer.of(completion)
 

@@ -88,14 +88,28 @@ class Engine:
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
-    def submit(self, prompt: Prompt, params: SamplingParams) -> Request:
+    def submit(self, prompt: Prompt, params: SamplingParams, *, on_news: Callable[[], object] | None = None) -> Request:
         """Queue a request. An answer ends at the latest where the model's context does.
+
+        on_news: called when `take` has something, in the thread that drives; it must neither wait nor call the engine.
 
         Raises:
             OptionError: an option is out of range, clashes with another, or needs a tokenizer that is not there.
             CapacityError: the prompt is longer than the context, or the request needs more memory than there is.
         """
-        return self._queue(self._admission.sequence(prompt, params))
+        return self._queue(self._admission.sequence(prompt, params), on_news)
+
+    def take(self, request: Request) -> tuple[list[Delta], bool]:
+        """The deltas since the last call, and whether they were the last. Waits for nothing.
+
+        Raises:
+            Exception: what ended the request, where it failed.
+        """
+        with self._turn:
+            deltas, done = request.take(), request.done
+        if request.error is not None:
+            raise request.error
+        return deltas, done
 
     def cancel(self, request: Request) -> None:
         """End a request. Its rows are free at once, or after the step that is under way."""
@@ -104,6 +118,11 @@ class Engine:
             if self._driver is None:
                 self._drop_ended()
             self._turn.notify_all()
+
+    def cancel_all(self) -> None:
+        """End every request there is."""
+        for request in list(self._requests.values()):
+            self.cancel(request)
 
     def deltas(self, request: Request) -> Generator[Delta, None, None]:
         """The increments of a submitted request, until its end. Closing the generator cancels it."""
@@ -255,6 +274,8 @@ class Engine:
         self._runner.recorded(sequence)
         if sequence.key in output.sampled:
             chosen = output.sampled[sequence.key]
+            if sequence.guide is not None:
+                sequence.guide.accept(chosen.id)
             sequence.ids.append(chosen.id)
             self._new_tokens += 1
             request.add(chosen.id, chosen.logprob)
@@ -279,8 +300,8 @@ class Engine:
                 self._scheduler.finish(request.sequence)
                 self._runner.forget(request.sequence)
 
-    def _queue(self, sequence: Sequence) -> Request:
-        request = Request(sequence, lambda: self._admission.transcript(sequence.params))
+    def _queue(self, sequence: Sequence, on_news: Callable[[], object] | None = None) -> Request:
+        request = Request(sequence, lambda: self._admission.transcript(sequence.params), on_news)
         with self._turn:
             self._requests[sequence.key] = request
             self._scheduler.add(sequence)

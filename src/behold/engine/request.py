@@ -13,7 +13,15 @@ from typing import Protocol
 
 from behold.engine.sequence import Sequence
 from behold.engine.stops import StopStrings
-from behold.types import Completion, Delta, FinishReason, Timings, TokenLogprob, Usage
+from behold.types import Completion, Delta, EndedBy, FinishReason, Timings, TokenLogprob, Usage
+
+_FINISH_REASONS: dict[EndedBy, FinishReason] = {
+    "end": "stop",
+    "stop_string": "stop",
+    "length": "length",
+    "loop": "length",  # standard words only: an answer that was cut off
+    "cancelled": "cancelled",
+}
 
 
 class TextBuilder(Protocol):
@@ -72,13 +80,20 @@ class Request:
     """One request from submission to its end. Its consumer takes deltas; `completions` hold the result when `done`.
 
     completions: one, or for beam search num_return_sequences, the best first.
+    on_news: called whenever there is a new delta or the end, under the engine's lock, in the thread that drives.
     """
 
-    def __init__(self, sequence: Sequence, new_text: Callable[[], Transcript]) -> None:
+    def __init__(
+        self,
+        sequence: Sequence,
+        new_text: Callable[[], Transcript],
+        on_news: Callable[[], object] | None = None,
+    ) -> None:
         self.sequence = sequence
         self.clock = Clock(time.perf_counter())
         self.completions: tuple[Completion, ...] = ()
         self.error: BaseException | None = None
+        self._on_news = on_news or (lambda: None)
         self._new_text = new_text
         self._transcript = new_text()
         self._deltas: deque[Delta] = deque()
@@ -100,21 +115,27 @@ class Request:
         self._deltas.clear()
         return deltas
 
-    def add(self, token: int, logprob: TokenLogprob | None) -> FinishReason | None:
+    def add(self, token: int, logprob: TokenLogprob | None) -> EndedBy | None:
         """Publish a new token, already in `sequence.ids`; returns why the request is over, if it is."""
         self.clock.first_token = self.clock.first_token or time.perf_counter()
         ends = token in self.sequence.eos
         text = "" if ends else self._transcript.add(token)
-        reason: FinishReason | None = None
-        if ends or self._transcript.stopped:
-            reason = "stop"
-        elif self.sequence.n_new >= self.sequence.limit:
-            reason = "length"
+        reason = self._ended_by(ends=ends)
         if reason is not None:
             text += self._transcript.finish()
-            reason = "stop" if self._transcript.stopped else reason
+            reason = "stop_string" if self._transcript.stopped else reason
         self._publish((token,), text, () if logprob is None else (logprob,), reason)
         return reason
+
+    def _ended_by(self, *, ends: bool) -> EndedBy | None:
+        """Why the newest token is the last, if it is."""
+        if ends:
+            return "end"
+        if self._transcript.stopped:
+            return "stop_string"
+        if self.sequence.n_new >= self.sequence.limit:
+            return "length"
+        return None
 
     def cancel(self) -> None:
         """End it where it is. Text that was held back is still text."""
@@ -124,6 +145,7 @@ class Request:
     def fail(self, error: BaseException) -> None:
         if not self.done:
             self.error = error
+            self._on_news()
 
     def finish_beams(self) -> None:
         """The search is over: publish the best line as one delta and all of them as completions."""
@@ -132,26 +154,33 @@ class Request:
         self.clock.first_token = self.clock.first_token or time.perf_counter()
         self.completions = tuple(self._whole(ids) for ids in lines)
         best = self.completions[0]
-        self._deltas.append(Delta(best.ids, best.text, (), best.finish_reason, best.usage, best.timings))
+        last = Delta(best.ids, best.text, (), best.finish_reason, best.usage, best.timings, best.ended_by)
+        self._deltas.append(last)
+        self._on_news()
 
     def _whole(self, ids: tuple[int, ...]) -> Completion:
         transcript, ends = self._new_text(), bool(ids) and ids[-1] in self.sequence.eos
         text = "".join(transcript.add(token) for token in (ids[:-1] if ends else ids)) + transcript.finish()
-        reason: FinishReason = "stop" if ends or transcript.stopped else "length"
-        return Completion(ids, text, reason, self._usage(len(ids)), self.clock.timings(len(ids)))
+        reason: EndedBy = "stop_string" if transcript.stopped else "end" if ends else "length"
+        usage, timings = self._usage(len(ids)), self.clock.timings(len(ids))
+        return Completion(ids, text, _FINISH_REASONS[reason], usage, timings, ended_by=reason)
 
     def _usage(self, n_new: int) -> Usage:
         return Usage(self.sequence.n_prompt, n_new, self.sequence.prompt.image_tokens)
 
     def _publish(
-        self, ids: tuple[int, ...], text: str, logprobs: tuple[TokenLogprob, ...], reason: FinishReason | None
+        self, ids: tuple[int, ...], text: str, logprobs: tuple[TokenLogprob, ...], reason: EndedBy | None
     ) -> None:
         self._text.append(text)
         self._logprobs.extend(logprobs)
         if reason is None:
             self._deltas.append(Delta(ids, text, logprobs))
-            return
-        answer = tuple(self.sequence.ids[self.sequence.n_prompt :])
-        usage, timings = self._usage(len(answer)), self.clock.timings(len(answer))
-        self._deltas.append(Delta(ids, text, logprobs, reason, usage, timings))
-        self.completions = (Completion(answer, "".join(self._text), reason, usage, timings, tuple(self._logprobs)),)
+        else:
+            answer, finish = tuple(self.sequence.ids[self.sequence.n_prompt :]), _FINISH_REASONS[reason]
+            usage, timings = self._usage(len(answer)), self.clock.timings(len(answer))
+            self._deltas.append(Delta(ids, text, logprobs, finish, usage, timings, reason))
+            whole = "".join(self._text)
+            self.completions = (
+                Completion(answer, whole, finish, usage, timings, tuple(self._logprobs), ended_by=reason),
+            )
+        self._on_news()

@@ -60,6 +60,8 @@ class Sampler:
         history = self._history(sequence) if reads_history(params) else torch.empty(0, dtype=torch.long)
         lengths = {"n_prompt": sequence.n_prompt, "n_new": sequence.n_new}
         scores = processed(logits, history, params, **lengths, eos=sequence.eos)
+        if sequence.guide is not None:
+            scores = kept(scores, torch.from_numpy(sequence.guide.allowed()).to(scores.device))
         if params.greedy:
             token = int(scores.argmax())
         else:
@@ -86,6 +88,7 @@ def is_plain(sequence: Sequence) -> bool:
     return (
         params.greedy
         and params.logprobs is None
+        and sequence.guide is None
         and not reads_history(params)
         and sequence.n_new >= params.min_new_tokens
     )
@@ -163,6 +166,11 @@ def banned(scores: Tensor, ids: Many[int]) -> Tensor:
     if not inside:
         return scores
     return scores.index_fill(0, torch.tensor(inside, device=scores.device), -torch.inf)
+
+
+def kept(scores: Tensor, allowed: Tensor) -> Tensor:
+    """Only ids that are allowed (V,) can be chosen."""
+    return scores.masked_fill(~allowed, -torch.inf)
 
 
 # --- sampling ------------------------------------------------------------------------------------------------------

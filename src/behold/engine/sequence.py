@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from behold.types import Prompt, SamplingParams
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from behold.engine.beams import BeamSearch
+
+
+class Guide(Protocol):
+    """Keeps one answer to a constraint. Asking changes nothing, so that a step can be run again; `accept` moves on."""
+
+    def allowed(self) -> np.ndarray:
+        """(V,) booleans: the ids that may come next, those that end the answer among them where it may end."""
+
+    def accept(self, token: int) -> None:
+        """This id came next."""
 
 
 @dataclass(slots=True, eq=False)
@@ -22,6 +34,7 @@ class Sequence:
     slots: the cache rows it holds, one a beam; the first is filled by the prefill.
     eos: the ids that end it.
     beams: the beam search, if it is one; its answers then grow there and `ids` stays the prompt.
+    guide: what keeps the answer to a schema, if anything does.
     """
 
     key: int
@@ -34,6 +47,7 @@ class Sequence:
     computed: int = 0
     slots: tuple[int, ...] = ()
     beams: BeamSearch | None = None
+    guide: Guide | None = None
 
     def __post_init__(self) -> None:
         self.ids = [*self.prompt.ids, *self.ids]
