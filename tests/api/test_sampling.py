@@ -12,7 +12,7 @@ LLAMA_LIKE = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "repetition_p
 
 
 def test_nothing_given_is_greedy_with_256_tokens() -> None:
-    assert sampling_params({}) == SamplingParams(max_new_tokens=256, temperature=None)
+    assert sampling_params({}) == SamplingParams(max_new_tokens=256, temperature=None, loop_stop=True)
 
 
 def test_greedy_is_the_default_even_where_the_checkpoint_samples() -> None:
@@ -115,3 +115,23 @@ def test_an_unknown_name_is_refused_with_the_near_one(name: str, near: str) -> N
 def test_a_value_of_the_wrong_kind_is_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(OptionError, match=name):
         sampling_params({name: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "stops"),
+    [
+        ({}, True),
+        ({"temperature": 0.7}, True),
+        ({"loop_stop": False}, False),
+        ({"ignore_eos": True}, False),
+        ({"ignore_eos": True, "loop_stop": True}, True),
+        ({"num_beams": 3}, False),
+        ({"loop_stop": None}, True),
+    ],
+)
+def test_loops_are_stopped_unless_a_full_length_or_a_search_is_asked_for(
+    options: dict[str, object], stops: bool
+) -> None:
+    assert sampling_params(options).loop_stop is stops
+    with pytest.raises(OptionError, match="True or False"):
+        sampling_params({"loop_stop": "yes"})

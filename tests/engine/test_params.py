@@ -41,6 +41,7 @@ from behold.types import SamplingParams
         ({"num_return_sequences": 2}, r"num_return_sequences=2.*num_beams=1"),
         ({"num_beams": 2, "temperature": 0.7}, r"temperature=0.7.*num_beams=2"),
         ({"num_beams": 2, "logprobs": 1}, r"logprobs=1.*num_beams=2"),
+        ({"num_beams": 2, "loop_stop": True}, r"loop_stop=True.*num_beams=2"),
         ({"num_beams": 2, "num_return_sequences": 3}, r"num_return_sequences=3.*num_beams=2"),
         ({"length_penalty": 2.0}, r"length_penalty=2.0.*num_beams=1"),
     ],

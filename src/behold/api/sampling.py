@@ -25,6 +25,8 @@ class SamplingOptions(TypedDict, total=False):
     logprobs: how many of the likeliest tokens to report beside each chosen one (0 or True: only the chosen one).
     ignore_eos: only `stop_token_ids`, `stop` and the length end the answer.
     seed: makes a sampled answer repeatable, whatever else runs at the same time.
+    loop_stop: end an answer that says the same thing over and over (see engine.loops). True, unless `ignore_eos` asks
+        for an answer of full length, or beams are searched.
     """
 
     max_new_tokens: int | None
@@ -46,6 +48,7 @@ class SamplingOptions(TypedDict, total=False):
     num_beams: int | None
     length_penalty: float | None
     early_stopping: bool | Literal["never"] | None
+    loop_stop: bool | None
 
 
 _ALWAYS = ("repetition_penalty", "no_repeat_ngram_size", "min_new_tokens", "bad_words_ids")
@@ -86,6 +89,7 @@ def sampling_params(options: Mapping[str, object], defaults: Mapping[str, Any] |
     if "bad_words_ids" in given:
         # A checkpoint forbids words because its answers break with them; more words never lift that.
         given["bad_words_ids"] = (*values.get("bad_words_ids", ()), *given["bad_words_ids"])
+    values["loop_stop"] = not given.get("ignore_eos") and given.get("num_beams", 1) == 1
     return SamplingParams(**{**values, **given})
 
 
@@ -215,4 +219,5 @@ _READERS: dict[str, Callable[[str, object], Any]] = {
     "num_beams": _integer,
     "length_penalty": _number,
     "early_stopping": _early,
+    "loop_stop": _flag,
 }

@@ -146,6 +146,11 @@ def _check_beam_clashes(params: SamplingParams) -> None:
                 f"{name}={value} cannot be used with num_beams={params.num_beams}: beam search follows the most likely "
                 f"beams and neither samples nor reports single tokens; leave out {name} or set num_beams=1"
             )
+    if params.loop_stop:
+        raise OptionError(
+            f"loop_stop=True cannot be used with num_beams={params.num_beams}: a search compares whole beams and ends "
+            "none early; leave out loop_stop or set num_beams=1"
+        )
     if params.num_return_sequences > params.num_beams:
         raise OptionError(
             f"num_return_sequences={params.num_return_sequences} is more than num_beams={params.num_beams}: "
