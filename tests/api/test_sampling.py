@@ -34,7 +34,7 @@ def test_a_filter_alone_samples_at_the_checkpoints_temperature_or_1() -> None:
 
 def test_temperature_zero_is_greedy_whatever_else() -> None:
     params = sampling_params({"temperature": 0, "top_p": 0.5, "top_k": 3}, generation_defaults(LLAMA_LIKE))
-    assert params == SamplingParams(repetition_penalty=1.1)
+    assert params == SamplingParams(repetition_penalty=1.1, loop_stop=True)
 
 
 def test_what_a_checkpoint_forbids_stays_forbidden() -> None:
@@ -54,7 +54,7 @@ def test_stop_is_a_string_or_several() -> None:
 
 
 def test_none_is_the_same_as_not_given() -> None:
-    assert sampling_params(dict.fromkeys(SamplingOptions.__annotations__)) == SamplingParams()
+    assert sampling_params(dict.fromkeys(SamplingOptions.__annotations__)) == sampling_params({})
 
 
 @pytest.mark.parametrize(("given", "logprobs"), [(True, 0), (False, None), (0, 0), (3, 3)])
@@ -74,6 +74,7 @@ def test_every_keyword_has_a_reader() -> None:
         "ignore_eos": True,
         "logprobs": 1,
         "early_stopping": "never",
+        "loop_stop": True,
     }
     for name in SamplingOptions.__annotations__:
         params = sampling_params({name: values.get(name, 1)})
