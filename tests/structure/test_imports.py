@@ -91,6 +91,9 @@ RULES: dict[str, tuple[str, ...]] = {
     ),
 }
 
+# What `behold serve` stands on, brought by the extra [server]; the whole package is for those who have it.
+SERVER_PACKAGES = {"fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client", "anyio"}
+
 # One package, for the rule "own package": families are strangers to each other, and models.* is spelled out above.
 STRANGERS = ("behold.models", "behold.quant", "behold.nn", "behold.kernels")
 DOORS = ("behold.api.cli", "behold.api.server")
@@ -113,6 +116,11 @@ TORCH_FREE = (
 REQUIRED_PACKAGES = {"torch", "safetensors", "tokenizers", "huggingface_hub", "jinja2", "PIL", "numpy", "typer", "rich"}
 # What the required packages bring along and we may name: typer stands on click.
 BROUGHT_ALONG = {"click"}
+
+
+def served(name: str, package: str) -> bool:
+    """Whether it is one of the server's packages inside the server, which is only ever imported on use."""
+    return package in SERVER_PACKAGES and fnmatchcase(name, "behold.api.server*")
 
 
 def package_of(name: str) -> str:
@@ -194,7 +202,9 @@ def test_optional_packages_are_imported_in_one_file_each() -> None:
     for name in modules():
         for item in imports_of(name):
             package = third_party(item.module)
-            if package and package not in REQUIRED_PACKAGES | BROUGHT_ALONG and not item.typing_only:
+            if not package or item.typing_only or served(name, package):
+                continue
+            if package not in REQUIRED_PACKAGES | BROUGHT_ALONG:
                 users[package].add(name)
     assert {package: names for package, names in users.items() if len(names) > 1} == {}
 
@@ -204,9 +214,22 @@ def test_optional_packages_are_imported_on_use() -> None:
         f"{name}:{item.line} imports {item.module}"
         for name in modules()
         for item in imports_of(name)
-        if third_party(item.module) not in {None, *REQUIRED_PACKAGES, *BROUGHT_ALONG}
+        if (package := third_party(item.module)) not in {None, *REQUIRED_PACKAGES, *BROUGHT_ALONG}
         and not item.typing_only
         and not item.lazy
+        and not served(name, package)
+    ]
+    assert not eager
+
+
+def test_the_server_is_imported_on_use() -> None:
+    """Its packages are optional, so nothing outside may load it by being imported."""
+    eager = [
+        f"{name}:{item.line} imports {item.module}"
+        for name in modules()
+        if not name.startswith("behold.api.server")
+        for item in imports_of(name)
+        if item.module.startswith("behold.api.server") and not item.typing_only and not item.lazy
     ]
     assert not eager
 

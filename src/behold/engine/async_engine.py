@@ -31,19 +31,37 @@ class AsyncEngine:
         await asyncio.to_thread(self._thread.join)
         self.engine.cancel_all()
 
-    async def stream(self, prompt: Prompt, params: SamplingParams) -> AsyncGenerator[Delta, None]:
+    @property
+    def alive(self) -> bool:
+        """Whether anybody drives; False before `start`, after `stop`, and should the thread have died."""
+        return self._thread.is_alive()
+
+    async def stream(
+        self, prompt: Prompt, params: SamplingParams, *, deadline_s: float | None = None
+    ) -> AsyncGenerator[Delta, None]:
         """The increments of one request. Closing the generator, or cancelling its task, stops the work within one step.
 
         Raises as `Engine.submit` does, at the first `anext`.
+
+        Raises:
+            TimeoutError: the answer was not complete `deadline_s` seconds after the first `anext`; its work stops.
         """
         loop, news = asyncio.get_running_loop(), asyncio.Event()
+        late = False
 
         def tell() -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
                 loop.call_soon_threadsafe(news.set)
 
+        def expire() -> None:
+            nonlocal late
+            late = True
+            news.set()
+
         request = self.engine.submit(prompt, params, on_news=tell)
         self._work.set()
+        # One timer for all waits: a timer, or a task, for each token would cost more than the token on small models.
+        timer = None if deadline_s is None else loop.call_later(deadline_s, expire)
         try:
             done = False
             while not done:
@@ -52,7 +70,11 @@ class AsyncEngine:
                 deltas, done = self.engine.take(request)
                 for delta in deltas:
                     yield delta
+                if late and not done:
+                    raise TimeoutError(f"not complete after {deadline_s:g} s")
         finally:
+            if timer is not None:
+                timer.cancel()
             self.engine.cancel(request)
 
     def _drive(self) -> None:

@@ -1,0 +1,129 @@
+"""What every endpoint stands on: prompts made off the event loop, and answers within the server's limits."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from behold.api.server.errors import ApiError, api_error_of, busy, overdue
+from behold.api.server.metrics import Metrics
+from behold.engine.async_engine import AsyncEngine
+from behold.types import Delta, Message, Prompt, SamplingParams
+
+if TYPE_CHECKING:
+    from behold.api.server.settings import ServerSettings
+    from behold.api.vlm import VLM
+
+T = TypeVar("T")
+
+
+class Service:
+    """One model behind one server. All methods are for the event loop's thread.
+
+    model_id: the model's name in the API. created: when the server was made, in Unix seconds.
+    draining: the server is about to stop and takes no new requests.
+    """
+
+    def __init__(self, vlm: VLM, settings: ServerSettings) -> None:
+        self.vlm = vlm
+        self.settings = settings
+        self.model_id = settings.served_model_name or _public_name(vlm.name)
+        self.created = int(time.time())
+        self.draining = False
+        self.metrics = Metrics(vlm.engine)
+        self._engine = AsyncEngine(vlm.engine)
+        self._threads = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="behold-prompt")
+        self._in_threads = 0
+
+    async def start(self) -> None:
+        """Begin to drive the engine."""
+        self._engine.start()
+
+    async def stop(self) -> None:
+        """End all work at once; what still runs is cancelled."""
+        self.draining = True
+        await self._engine.stop()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def check_model(self, name: str | None) -> None:
+        """Accept the loaded model's id, or its part after the last slash; None is the loaded model.
+
+        Raises:
+            ApiError: 404, any other name.
+        """
+        if name is None or name in (self.model_id, self.model_id.rpartition("/")[2]):
+            return
+        raise ApiError(
+            404,
+            f"the model {name[:200]!r} is not here: this server has {self.model_id!r}",
+            param="model",
+            code="model_not_found",
+        )
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """`work()` in one of a few threads: for what takes CPU time, such as decoding pictures.
+
+        Raises:
+            ApiError: 429, as many wait for a thread as may wait at all. Else what `work` raises.
+        """
+        if self._in_threads >= self.settings.max_waiting:
+            raise busy(f"{self._in_threads} requests are being read already; try again in a moment")
+        self._in_threads += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        finally:
+            self._in_threads -= 1
+
+    async def prompt(
+        self,
+        messages: Sequence[Message],
+        **template_variables: Any,  # noqa: ANN401 - the checkpoint's template decides what it takes
+    ) -> Prompt:
+        """A conversation as the model reads it.
+
+        Raises:
+            ApiError: 400, the template refuses, or pictures and places do not match; 429, too much waits.
+        """
+        try:
+            return await self.in_thread(lambda: self.vlm.processor.chat(messages, **template_variables))
+        except Exception as error:
+            raise api_error_of(error, "messages") from error
+
+    async def run(self, prompt: Prompt, params: SamplingParams) -> AsyncGenerator[Delta, None]:
+        """The increments of one answer. Closing the generator, or cancelling its task, stops the work within one step.
+
+        Raises:
+            ApiError: 400, an option or the length cannot be; 429, the queue is full; 504, the deadline is over;
+                500, anything else.
+        """
+        waiting = self.vlm.engine.stats().waiting
+        if waiting >= self.settings.max_waiting:
+            raise busy(f"{waiting} requests wait already; try again in a moment")
+        watch = self.metrics.watch()
+        deltas = self._engine.stream(prompt, params, deadline_s=self.settings.deadline_s)
+        try:
+            async with aclosing(deltas):
+                async for delta in deltas:
+                    watch.saw(delta)
+                    yield delta
+        except TimeoutError as error:
+            watch.broke("deadline")
+            raise overdue(self.settings.deadline_s) from error
+        except Exception as error:
+            watch.broke("error")
+            raise api_error_of(error) from error
+        except BaseException:  # the consumer has closed it, or its task was cancelled
+            watch.broke("cancelled")
+            raise
+
+
+def _public_name(name: str) -> str:
+    """A hub id as it is; of a folder only its last part: where it lies is nobody's business."""
+    folder = Path(name).expanduser()
+    return folder.resolve().name if folder.is_dir() else name
