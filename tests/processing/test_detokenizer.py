@@ -123,9 +123,9 @@ def test_any_bytes(raw: list[bytes]) -> None:
     byte_level, fallback = load("llava-siglip-qwen2"), load("llava-clip-llama")
     letters = pre_tokenizers.ByteLevel.alphabet()
     assert len(letters) == 256
-    from behold.processing.detokenizer import _BYTE_OF
+    from behold.processing.token_bytes import BYTE_OF
 
-    letter_of = {byte: letter for letter, byte in _BYTE_OF.items()}
+    letter_of = {byte: letter for letter, byte in BYTE_OF.items()}
     for tokenizer, ids in (
         (byte_level, [byte_level.token_to_id(letter_of[byte[0]]) for byte in raw]),
         (fallback, [fallback.token_to_id(f"<0x{byte[0]:02X}>") for byte in raw]),

@@ -6,26 +6,13 @@ Cost per id is that of decoding a few ids, whatever came before.
 from __future__ import annotations
 
 import codecs
-import json
-import re
 from collections.abc import Iterable
 
+from behold.processing.token_bytes import BYTE_OF, BYTE_TOKEN, decoder_steps
 from behold.processing.tokenizer import Tokenizer
 
-_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 # The longest beginning of a UTF-8 character that is not yet a character.
 _LONGEST_INCOMPLETE_BYTES = 3
-
-
-def _byte_level_alphabet() -> dict[str, int]:
-    """The 256 printable letters that byte-level BPE writes bytes with: printable Latin-1 stands for itself, the rest
-    are shifted up from 256 in order."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
-
-
-_BYTE_OF = _byte_level_alphabet()
 
 
 class Detokenizer:
@@ -46,7 +33,7 @@ class Detokenizer:
         self._previous = 0
         self._read = 0
         self._context_text = ""  # of the ids from _context to _read
-        kinds = _decoder_kinds(tokenizer)
+        kinds = {step["type"] for step in decoder_steps(tokenizer)}
         self._byte_level = "ByteLevel" in kinds
         self._byte_fallback = "ByteFallback" in kinds
 
@@ -93,7 +80,7 @@ class Detokenizer:
         if self._byte_fallback:
             # A run of byte tokens is decoded together: one wrong byte at its end turns all of it into U+FFFD.
             token = self._last_token()
-            return token is not None and _BYTE_TOKEN.fullmatch(token) is not None
+            return token is not None and BYTE_TOKEN.fullmatch(token) is not None
         return False
 
     def _visible(self) -> Iterable[str]:
@@ -111,20 +98,10 @@ class Detokenizer:
     def _tail_bytes(self) -> bytes:
         tail = b""
         for token in self._visible():
-            written = [_BYTE_OF.get(character) for character in token]
+            written = [BYTE_OF.get(character) for character in token]
             # A token with any other character is an added one, which the decoder takes literally.
             whole = token.encode() if None in written else bytes(byte for byte in written if byte is not None)
             tail = whole + tail
             if len(tail) >= _LONGEST_INCOMPLETE_BYTES:
                 break
         return tail[-_LONGEST_INCOMPLETE_BYTES:]
-
-
-def _decoder_kinds(tokenizer: Tokenizer) -> frozenset[str]:
-    """The types of the steps that the tokenizer's decoder is made of."""
-    decoder = tokenizer.backend.decoder
-    if decoder is None:
-        return frozenset()
-    described = json.loads(decoder.__getstate__())
-    steps = described.get("decoders", [described])
-    return frozenset(step["type"] for step in steps)
