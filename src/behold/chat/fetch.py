@@ -10,14 +10,13 @@ import urllib.request
 from email.message import Message as Headers
 from typing import IO
 
-from behold._version import __version__
+from behold.chat.addresses import SCHEMES
+from behold.chat.download import HEADERS, SAFE, read_body, shorten, too_slow
 from behold.chat.policy import MediaPolicy
+from behold.chat.public import fetch_public
 from behold.errors import MediaError
 
-SCHEMES = ("http", "https")
-_CHUNK_BYTES = 64 * 1024
-# What may stand unquoted in an address; everything else (spaces, letters outside ASCII) is percent-encoded.
-_SAFE = "%/:=&?~#+!$,;'@()*[]"
+__all__ = ["SCHEMES", "check_url", "fetch", "shorten"]
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -36,6 +35,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
             raise MediaError(
                 f"{self.first} redirects more than {self.policy.max_redirects} times; give the final address."
             )
+        fp.close()  # urllib would read the redirect's own body to its end, however long
         check_url(newurl, self.policy)
         return super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
 
@@ -47,7 +47,10 @@ def check_url(url: str, policy: MediaPolicy) -> None:
         MediaError: URLs are not allowed, or the scheme is not http(s), or there is no host.
     """
     if not policy.allow_urls:
-        raise MediaError(f"{shorten(url)} is a URL, and fetching is not allowed here; send the picture itself.")
+        raise MediaError(
+            f"{shorten(url)} is a URL, and fetching pictures is not allowed here; send the picture itself as a "
+            "data: URI (data:image/jpeg;base64,…). Whoever runs this may allow URLs (behold serve --allow-urls)."
+        )
     try:
         parts = urllib.parse.urlsplit(url)
         host = parts.hostname
@@ -66,34 +69,28 @@ def fetch(url: str, policy: MediaPolicy) -> bytes:
         MediaError: not allowed, not reachable, an HTTP error, too slow, or larger than policy.max_bytes.
     """
     check_url(url, policy)
+    if policy.public_only:
+        return fetch_public(url, policy)
     deadline = time.monotonic() + policy.timeout_s
-    request = urllib.request.Request(
-        urllib.parse.quote(url, safe=_SAFE),
-        headers={"User-Agent": f"behold/{__version__}", "Accept": "image/*,*/*;q=0.5"},
-    )
+    request = urllib.request.Request(urllib.parse.quote(url, safe=SAFE), headers=HEADERS)
     try:
         with _opener(policy, shorten(url)).open(request, timeout=policy.timeout_s) as response:
-            return _read(response, shorten(url), policy, deadline)
+            return read_body(response, shorten(url), policy, deadline)
     except MediaError:
         raise
     except urllib.error.HTTPError as error:
         error.close()
         raise MediaError(f"{shorten(url)} answered {error.code} {error.reason}; check the address.") from error
     except TimeoutError as error:
-        raise MediaError(_too_slow(shorten(url), policy)) from error
+        raise MediaError(too_slow(shorten(url), policy)) from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         # URLError is an OSError; a refused address (spaces, a bad port) is an InvalidURL, an HTTPException.
         reason = getattr(error, "reason", error)
         if isinstance(reason, TimeoutError):
-            raise MediaError(_too_slow(shorten(url), policy)) from error
+            raise MediaError(too_slow(shorten(url), policy)) from error
         raise MediaError(
             f"{shorten(url)} could not be fetched ({reason}); check the address and the network."
         ) from error
-
-
-def shorten(text: str, limit: int = 96) -> str:
-    """Text for an error message: its beginning, so that a data URI does not fill the screen."""
-    return text if len(text) <= limit else f"{text[:limit]}…"
 
 
 def _opener(policy: MediaPolicy, first: str) -> urllib.request.OpenerDirector:
@@ -110,26 +107,3 @@ def _opener(policy: MediaPolicy, first: str) -> urllib.request.OpenerDirector:
     ):
         opener.add_handler(handler)
     return opener
-
-
-def _read(response: http.client.HTTPResponse, where: str, policy: MediaPolicy, deadline: float) -> bytes:
-    stated = response.headers.get("Content-Length", "")
-    if stated.isdigit() and int(stated) > policy.max_bytes:
-        raise MediaError(f"{where} is {stated} bytes; at most {policy.max_bytes} are fetched. Send a smaller picture.")
-    chunks: list[bytes] = []
-    size = 0
-    # read1 returns after one network read, so a server that trickles bytes still meets the deadline.
-    while chunk := response.read1(_CHUNK_BYTES):
-        size += len(chunk)
-        if size > policy.max_bytes:
-            raise MediaError(f"{where} sends more than {policy.max_bytes} bytes; send a smaller picture.")
-        if time.monotonic() > deadline:
-            raise MediaError(_too_slow(where, policy))
-        chunks.append(chunk)
-    if stated.isdigit() and size < int(stated):
-        raise MediaError(f"{where} broke off after {size} of {stated} bytes; try again.")
-    return b"".join(chunks)
-
-
-def _too_slow(where: str, policy: MediaPolicy) -> str:
-    return f"{where} took longer than {policy.timeout_s:g} s; try again, or download it and give the file."

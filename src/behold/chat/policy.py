@@ -15,7 +15,8 @@ class MediaPolicy:
     max_pixels: width × height as the header states it, checked before anything is decoded. The default is the
         number above which Pillow itself speaks of a decompression bomb.
     timeout_s: the whole download, redirects included, not one read of it.
-    allow_urls, allow_paths: a server turns these off, or puts its own rules in front.
+    allow_urls, allow_paths: whether http(s) addresses are fetched, and files of this machine are read.
+    public_only: fetch from the public internet only, as chat.public says: for callers who act for strangers.
     """
 
     max_bytes: int = 128 * 2**20
@@ -24,9 +25,37 @@ class MediaPolicy:
     max_redirects: int = 5
     allow_urls: bool = True
     allow_paths: bool = True
+    public_only: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("max_bytes", 1), ("max_pixels", 1), ("timeout_s", 0.001), ("max_redirects", 0)):
             value = getattr(self, name)
             if not value >= least:
                 raise OptionError(f"MediaPolicy.{name} is {value!r}; it must be at least {least}.")
+
+    @classmethod
+    def for_server(
+        cls,
+        *,
+        allow_urls: bool = False,
+        max_bytes: int = 20 * 2**20,
+        max_pixels: int = 40_000_000,
+        timeout_s: float = 10.0,
+        max_redirects: int = 3,
+    ) -> MediaPolicy:
+        """What strangers may send: no files of this machine, and URLs only if asked for and then public ones only.
+
+        The limits let every usual photograph in, and hold a picture while it is decoded to a few hundred megabytes.
+
+        Raises:
+            OptionError: a limit is out of range.
+        """
+        return cls(
+            max_bytes=max_bytes,
+            max_pixels=max_pixels,
+            timeout_s=timeout_s,
+            max_redirects=max_redirects,
+            allow_urls=allow_urls,
+            allow_paths=False,
+            public_only=True,
+        )
