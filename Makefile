@@ -15,10 +15,10 @@ PICTURE ?= examples/scene.png
 QUESTION ?= What do we see in this image?
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test format bench clean
+.PHONY: help demo test format bench bench-serve clean
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name what; do printf '  make %-8s %s\n' "$$name" "$$what"; done
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name what; do printf '  make %-12s %s\n' "$$name" "$$what"; done
 
 demo: $(RUNTIME)  ## ask the bundled checkpoint about a picture (installs what it needs)
 	@echo '$$ behold ask --model demo $(PICTURE) "$(QUESTION)"'
@@ -40,6 +40,11 @@ format: $(TESTING)  ## let ruff fix and format the sources
 
 bench: $(TESTING)  ## behold and transformers side by side (long: full-size shapes; see benchmarks/)
 	@$(BIN)/python -m benchmarks.run
+
+bench-serve: $(TESTING)  ## many clients at once, beside transformers (long: full-size shapes, then a soak of the demo)
+	@$(INSTALL) -q -e '.[bench]'
+	@$(BIN)/python -m benchmarks.serve --model bench
+	@$(BIN)/python -m benchmarks.serve --model demo --case soak
 
 clean:  ## remove the environment and everything that was built
 	@rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage htmlcov .hypothesis

@@ -109,7 +109,7 @@ def machine() -> str:
     return f"{found[1] if found else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
@@ -120,7 +120,7 @@ def section(plan: Blueprint, rows: list[Measured], options: Mapping[str, Any]) -
     """The Markdown section of one run."""
     prompt = rows[0].answers[0]["prompt_tokens"]
     title = f"## {plan.name}, {options['dtype']}, {options['device']}, {options['threads']} threads"
-    packages = ", ".join(f"{name} {_version(name)}" for name in ("torch", "transformers"))
+    packages = ", ".join(f"{name} {package_version(name)}" for name in ("torch", "transformers"))
     what = (
         f"{machine()}; {packages}; {plan.n_parameters / 1e6:.0f} M random parameters ({plan.dtype} on disk); "
         f"{prompt} prompt tokens with one picture, {options['decode']} tokens after the first; {options['runs']} runs."

@@ -43,14 +43,14 @@ class Worker:
     loaded: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def start(cls, row: str, folder: Path, options: argparse.Namespace) -> Worker:
+    def start(cls, row: str, folder: Path, options: argparse.Namespace, module: str = "benchmarks.worker") -> Worker:
         library, _, quantize = row.partition(":")
         threads = str(options.threads)
         environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1"}
         environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
         log = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  (closed by `stop`)
         process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker"],
+            [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -122,7 +122,7 @@ def noise(seed: int, side: int) -> Any:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8))
 
 
-def _own_stdout() -> TextIO:
+def own_stdout() -> TextIO:
     """Standard output for us alone: what libraries print goes to standard error."""
     ours = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -131,7 +131,7 @@ def _own_stdout() -> TextIO:
 
 def main() -> None:
     """Read a setup, then requests, one JSON object a line, until standard input ends."""
-    out = _own_stdout()
+    out = own_stdout()
 
     def say(record: dict[str, Any]) -> None:
         out.write(json.dumps(record) + "\n")
