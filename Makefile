@@ -43,8 +43,7 @@ bench: $(TESTING)  ## behold and transformers side by side (long: full-size shap
 
 bench-serve: $(TESTING)  ## many clients at once, beside transformers (long: full-size shapes, then a soak of the demo)
 	@$(INSTALL) -q -e '.[bench]'
-	@$(BIN)/python -m benchmarks.serve --model bench
-	@$(BIN)/python -m benchmarks.serve --model demo --case soak
+	@status=0; for work in '--model bench' '--model demo --case soak'; do $(BIN)/python -m benchmarks.serve $$work || status=1; done; exit $$status
 
 clean:  ## remove the environment and everything that was built
 	@rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage htmlcov .hypothesis
