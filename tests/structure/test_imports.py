@@ -105,6 +105,7 @@ TORCH_FREE = (
     "behold.engine.scheduler",
     "behold.engine.blocks",
     "behold.engine.sequence",
+    "behold.engine.loops",
     "behold.engine.stops",
     "behold.checkpoint.rename",
     "behold.checkpoint.files",

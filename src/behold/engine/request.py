@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from behold.engine.loops import LoopDetector
 from behold.engine.sequence import Sequence
 from behold.engine.stops import StopStrings
 from behold.types import Completion, Delta, EndedBy, FinishReason, Timings, TokenLogprob, Usage
@@ -99,6 +100,7 @@ class Request:
         self._deltas: deque[Delta] = deque()
         self._text: list[str] = []
         self._logprobs: list[TokenLogprob] = []
+        self._loop = LoopDetector() if sequence.params.loop_stop else None
 
     @property
     def done(self) -> bool:
@@ -120,14 +122,15 @@ class Request:
         self.clock.first_token = self.clock.first_token or time.perf_counter()
         ends = token in self.sequence.eos
         text = "" if ends else self._transcript.add(token)
-        reason = self._ended_by(ends=ends)
+        loops = self._loop is not None and self._loop.add(token)
+        reason = self._ended_by(ends=ends, loops=loops)
         if reason is not None:
             text += self._transcript.finish()
             reason = "stop_string" if self._transcript.stopped else reason
         self._publish((token,), text, () if logprob is None else (logprob,), reason)
         return reason
 
-    def _ended_by(self, *, ends: bool) -> EndedBy | None:
+    def _ended_by(self, *, ends: bool, loops: bool) -> EndedBy | None:
         """Why the newest token is the last, if it is."""
         if ends:
             return "end"
@@ -135,6 +138,8 @@ class Request:
             return "stop_string"
         if self.sequence.n_new >= self.sequence.limit:
             return "length"
+        if loops and self.sequence.n_new >= self.sequence.params.min_new_tokens:
+            return "loop"
         return None
 
     def cancel(self) -> None:
