@@ -45,6 +45,10 @@ class Metrics:
         """What follows one answer from now on."""
         return Watch(self)
 
+    def responded(self, path: str, status: int) -> None:
+        """Count a response; `path` is that of a route, so there are few."""
+        self.responses.labels(path, str(status)).inc()
+
     def text(self) -> bytes:
         """The exposition format."""
         return generate_latest(self.registry)

@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from behold.api.server.errors import ApiError, api_error_of, busy, overdue
+from PIL import Image
+
+from behold.api.server.errors import ApiError, api_error_of, busy, overdue, unavailable
 from behold.api.server.metrics import Metrics
 from behold.engine.async_engine import AsyncEngine
-from behold.types import Delta, Message, Prompt, SamplingParams
+from behold.types import Delta, ImagePart, Message, Prompt, SamplingParams, TextPart
 
 if TYPE_CHECKING:
     from behold.api.server.settings import ServerSettings
     from behold.api.vlm import VLM
 
 T = TypeVar("T")
+Health = Literal["starting", "ok", "failed", "dead", "stopping"]
+_logger = logging.getLogger("behold.server")
 
 
 class Service:
     """One model behind one server. All methods are for the event loop's thread.
 
     model_id: the model's name in the API. created: when the server was made, in Unix seconds.
-    draining: the server is about to stop and takes no new requests.
+    draining: the server is about to stop and takes no new requests. in_flight: HTTP requests that were let in and are
+    not answered in full.
     """
 
     def __init__(self, vlm: VLM, settings: ServerSettings) -> None:
@@ -36,20 +42,53 @@ class Service:
         self.model_id = settings.served_model_name or _public_name(vlm.name)
         self.created = int(time.time())
         self.draining = False
+        self.in_flight = 0
         self.metrics = Metrics(vlm.engine)
         self._engine = AsyncEngine(vlm.engine)
         self._threads = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="behold-prompt")
         self._in_threads = 0
+        self._aborted = False
+        self._checked: Literal["starting", "ok", "failed"] = "starting"
+        self._check: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Begin to drive the engine."""
+        """Begin to drive the engine, and find out meanwhile whether the model answers."""
         self._engine.start()
+        self._check = asyncio.create_task(self._self_check())
 
     async def stop(self) -> None:
-        """End all work at once; what still runs is cancelled."""
+        """End all work at once; what still runs is cut off."""
         self.draining = True
+        if self._check is not None:
+            self._check.cancel()
+        self.abort()
         await self._engine.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def abort(self) -> None:
+        """Cut off every answer that runs: its client reads an error, 503."""
+        self._aborted = True
+        self.vlm.engine.cancel_all()
+
+    @property
+    def health(self) -> Health:
+        """Whether the model has answered once (see `start`) and can still."""
+        if self.draining:
+            return "stopping"
+        return self._checked if self._engine.alive else "dead"
+
+    async def _self_check(self) -> None:
+        """One token about one grey picture, made as any other."""
+        try:
+            picture = Image.new("RGB", (32, 32), (127, 127, 127))
+            prompt = await self.prompt([Message("user", (ImagePart(picture), TextPart("?")))])
+            async with aclosing(self._engine.stream(prompt, SamplingParams(max_new_tokens=1))) as deltas:
+                async for _ in deltas:
+                    pass
+            self._checked = "ok"
+        except Exception:
+            self._checked = "failed"
+            _logger.exception("the model cannot answer")
 
     def check_model(self, name: str | None) -> None:
         """Accept the loaded model's id, or its part after the last slash; None is the loaded model.
@@ -100,7 +139,7 @@ class Service:
 
         Raises:
             ApiError: 400, an option or the length cannot be; 429, the queue is full; 504, the deadline is over;
-                500, anything else.
+                503, the server stops; 500, anything else.
         """
         waiting = self.vlm.engine.stats().waiting
         if waiting >= self.settings.max_waiting:
@@ -110,6 +149,8 @@ class Service:
         try:
             async with aclosing(deltas):
                 async for delta in deltas:
+                    if self._aborted and delta.finish_reason == "cancelled":
+                        raise unavailable("the server stops and cannot finish this answer", code="stopping")
                     watch.saw(delta)
                     yield delta
         except TimeoutError as error:

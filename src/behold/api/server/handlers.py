@@ -1,0 +1,51 @@
+"""Every way FastAPI refuses a request, in the words and the shape of our own refusals."""
+
+from __future__ import annotations
+
+import json
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from behold.api.server.errors import ApiError, api_error_of, error_body
+from behold.errors import BeholdError
+
+
+def error_response(error: ApiError, *, close: bool = False) -> Response:
+    """The refusal as a response; `close`: and the connection is at its end. Any text can be said: it is escaped."""
+    headers = {**error.headers, **({"connection": "close"} if close else {})}
+    body = json.dumps(error_body(error), separators=(",", ":"))
+    return Response(body, status_code=error.status, headers=headers, media_type="application/json")
+
+
+def install(app: FastAPI) -> None:
+    """Make every exception of an endpoint such a response."""
+    app.add_exception_handler(ApiError, _refused)
+    app.add_exception_handler(BeholdError, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    return error_response(api_error_of(error))
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    found = error.errors()[0]
+    param = ".".join(str(step) for step in found["loc"][1:]) or None
+    return error_response(ApiError(400, f"{param}: {found['msg']}" if param else str(found["msg"]), param=param))
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        message = f"there is nothing at {request.method} {request.url.path[:200]}"
+        return error_response(ApiError(404, message, code="not_found"))
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("allow", "another method")
+        message = f"{request.method} is not possible at {request.url.path[:200]}; use {allowed}"
+        return error_response(ApiError(405, message, code="method_not_allowed", headers=error.headers))
+    return error_response(ApiError(error.status_code, str(error.detail), headers=error.headers))

@@ -1,0 +1,116 @@
+"""Who may ask, and how much at once: API keys, the size of a body, and pages of other origins."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from behold.api.server.errors import ApiError
+from behold.api.server.handlers import error_response
+
+if TYPE_CHECKING:
+    from behold.api.server.settings import ServerSettings
+
+# A load balancer has no key, and the page asks its user for one.
+OPEN_PATHS = ("/", "/health", "/favicon.ico")
+OPEN_FOLDERS = ("/page/",)
+
+
+def install(app: FastAPI, settings: ServerSettings) -> None:
+    """Put the guards around the app; CORS is the outermost of them, so that a page can read a refusal."""
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    if settings.api_keys:
+        app.add_middleware(ApiKeys, keys=settings.api_keys)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
+
+
+class ApiKeys:
+    """Lets a request in whose `Authorization: Bearer …` is one of the keys. Pure ASGI, as all here."""
+
+    def __init__(self, app: ASGIApp, keys: tuple[str, ...]) -> None:
+        self._app = app
+        self._digests = [_digest(key.encode()) for key in keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not _is_open(scope) and not self._fits(Headers(scope=scope)):
+            text = "this server asks for an API key: send the header Authorization: Bearer KEY with a valid one"
+            error = ApiError(401, text, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
+            await error_response(error)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _fits(self, headers: Headers) -> bool:
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        digest = _digest(given.strip().encode("latin-1", "replace"))
+        # Digests have one length, and all of them are compared: the time tells nothing about any key.
+        matches = [hmac.compare_digest(digest, own) for own in self._digests]
+        return scheme.lower() == "bearer" and any(matches)
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+def _is_open(scope: Scope) -> bool:
+    path = scope["path"]
+    return scope["method"] in ("GET", "HEAD") and (path in OPEN_PATHS or path.startswith(OPEN_FOLDERS))
+
+
+class BodyLimit:
+    """Refuses a body that is longer than the limit: by its header, or as soon as it has come too far without one."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        stated = Headers(scope=scope).get("content-length", "0")
+        if stated.isascii() and stated.isdigit() and int(stated[:20]) > self._max_bytes:
+            await self._refuse(scope, receive, send)
+            return
+        n_bytes, begun = 0, False
+
+        async def counted() -> Message:
+            nonlocal n_bytes
+            message = await receive()
+            n_bytes += len(message.get("body", b""))
+            if n_bytes > self._max_bytes:
+                raise _TooLarge
+            return message
+
+        async def noted(message: Message) -> None:
+            nonlocal begun
+            # What an endpoint makes of our exception is not what the client should read.
+            if begun or n_bytes <= self._max_bytes:
+                begun = True
+                await send(message)
+
+        with suppress(_TooLarge):
+            await self._app(scope, counted, noted)
+        if n_bytes > self._max_bytes and not begun:
+            await self._refuse(scope, receive, send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+        text = f"the body is larger than {self._max_bytes:,} bytes, this server's limit; send smaller pictures"
+        await error_response(ApiError(413, text, code="body_too_large"), close=True)(scope, receive, send)
+
+
+class _TooLarge(Exception):
+    """Ends the reading of a body; never leaves BodyLimit."""
