@@ -1,0 +1,106 @@
+"""Several answers to one prompt while they are being written, and what they come to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+from behold.api.server.errors import unavailable
+from behold.api.server.logprobs import shown
+from behold.types import Delta, TokenLogprob, Usage
+
+# Requests that are refused are refused at once; so long a client waits for the status of one that is not.
+BEGIN_S = 0.5
+
+
+class Choices:
+    """The increments of n answers, as they come. Closing it stops the work within one step; it must be closed."""
+
+    def __init__(self, streams: Sequence[AsyncGenerator[Delta, None]]) -> None:
+        self.n = len(streams)
+        self._streams = tuple(streams)
+        self._ahead: dict[asyncio.Future[Delta | None], int] = {}
+
+    @classmethod
+    async def begin(cls, streams: Sequence[AsyncGenerator[Delta, None]], *, within_s: float = BEGIN_S) -> Choices:
+        """Submit all; back at the first increment, or after `within_s` while they wait for their turn.
+
+        Raises:
+            ApiError: one of them was refused; the others are closed.
+        """
+        choices = cls(streams)
+        try:
+            for index in range(choices.n):
+                choices._ask(index)
+            await asyncio.wait(choices._ahead, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+            for task in choices._ahead:
+                if task.done():
+                    task.result()
+        except BaseException:
+            await choices.aclose()
+            raise
+        return choices
+
+    async def __aiter__(self) -> AsyncIterator[tuple[int, Delta]]:
+        """(index, increment) in the order in which they come; each answer's last one has a finish_reason.
+
+        Raises:
+            ApiError: an answer failed, or was ended before its end.
+        """
+        while self._ahead:
+            done, _ = await asyncio.wait(self._ahead, return_when=asyncio.FIRST_COMPLETED)
+            for task in sorted(done, key=self._ahead.__getitem__):
+                index, delta = self._ahead.pop(task), task.result()
+                if delta is None:
+                    continue
+                if delta.finish_reason == "cancelled":  # not by the client: that closes this object
+                    raise unavailable("the answer was broken off: the server is stopping", code="stopping")
+                self._ask(index)
+                yield index, delta
+
+    async def aclose(self) -> None:
+        """Stop all that is not over. May be called more than once."""
+        for task in self._ahead:
+            task.cancel()
+        await asyncio.gather(*self._ahead, return_exceptions=True)
+        self._ahead.clear()
+        for stream in self._streams:
+            await stream.aclose()
+
+    def _ask(self, index: int) -> None:
+        self._ahead[asyncio.ensure_future(anext(self._streams[index], None))] = index
+
+
+@dataclass(slots=True)
+class Written:
+    """One answer as far as it has come. last: its newest increment."""
+
+    text: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    last: Delta = field(default_factory=Delta)
+
+    def add(self, delta: Delta) -> None:
+        self.text += delta.text
+        self.logprobs += shown(delta)
+        self.last = delta
+
+
+async def written(choices: Choices) -> list[Written]:
+    """All answers, complete. Closes `choices`."""
+    answers = [Written() for _ in range(choices.n)]
+    try:
+        async for index, delta in choices:
+            answers[index].add(delta)
+    finally:
+        await choices.aclose()
+    return answers
+
+
+def total(answers: Sequence[Written]) -> Usage:
+    """What all answers took together; the prompt they share is counted once."""
+    usages = [answer.last.usage for answer in answers]
+    first = usages[0]
+    assert first is not None
+    n_new = sum(usage.completion_tokens for usage in usages if usage is not None)
+    return Usage(first.prompt_tokens, n_new, first.image_tokens, first.cached_tokens)
