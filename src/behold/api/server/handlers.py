@@ -6,6 +6,7 @@ import json
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -45,7 +46,7 @@ async def _http(request: Request, error: Exception) -> Response:
         message = f"there is nothing at {request.method} {request.url.path[:200]}"
         return error_response(ApiError(404, message, code="not_found"))
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("allow", "another method")
+        allowed = Headers(error.headers).get("allow", "another method")
         message = f"{request.method} is not possible at {request.url.path[:200]}; use {allowed}"
         return error_response(ApiError(405, message, code="method_not_allowed", headers=error.headers))
     return error_response(ApiError(error.status_code, str(error.detail), headers=error.headers))

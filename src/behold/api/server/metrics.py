@@ -6,18 +6,20 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from behold.types import Delta
+from behold.types import Delta, EndedBy
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
     from behold.engine.engine import Engine
 
+# What ends an answer beside EndedBy.
+_BROKEN = ("deadline", "error")
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _SHORT_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
@@ -39,6 +41,8 @@ class Metrics:
             "behold_answer_seconds", "From submission to the end of an answer", buckets=_SECONDS, registry=r
         )
         self.answers = Counter("behold_answers", "Answers by what ended them", ["ended_by"], registry=r)
+        for ended_by in (*get_args(EndedBy), *_BROKEN):
+            self.answers.labels(ended_by)  # from 0 on: a rate needs a beginning
         self.responses = Counter("behold_http_requests", "Responses by path and status", ["path", "status"], registry=r)
 
     def watch(self) -> Watch:

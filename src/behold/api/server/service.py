@@ -45,7 +45,9 @@ class Service:
         self.in_flight = 0
         self.metrics = Metrics(vlm.engine)
         self._engine = AsyncEngine(vlm.engine)
-        self._threads = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="behold-prompt")
+        # A picture from a slow address holds its thread for seconds, in which others are to be decoded.
+        n_threads = 32 if settings.allow_urls else min(4, os.cpu_count() or 1)
+        self._threads = ThreadPoolExecutor(max_workers=n_threads, thread_name_prefix="behold-prompt")
         self._in_threads = 0
         self._aborted = False
         self._checked: Literal["starting", "ok", "failed"] = "starting"

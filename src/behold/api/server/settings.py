@@ -17,7 +17,7 @@ class ServerSettings:
     api_keys: any one of them lets a request in; none: no key is asked for, and any is taken.
     cors_origins: pages from these origins may call the API from a browser ("*": from all); none: no other page may.
     allow_urls: pictures may be given as http(s) addresses on the public internet. data: URIs always may.
-    max_body_bytes: of one request. max_pixels: of one picture.
+    max_body_bytes: of one request, and of a picture that is fetched.
     max_waiting: requests that may wait for their turn; one more gets 429.
     deadline_s: a request that takes longer is ended with an error.
     grace_s: after SIGTERM, how long running answers may take to finish.
@@ -30,7 +30,6 @@ class ServerSettings:
     cors_origins: tuple[str, ...] = ()
     allow_urls: bool = False
     max_body_bytes: int = 48 << 20
-    max_pixels: int = 89_478_485
     max_waiting: int = 256
     deadline_s: float = 600.0
     grace_s: float = 30.0
@@ -39,7 +38,7 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.port < 1 << 16:
             raise OptionError(f"port={self.port}: a port is a number from 0 (any that is free) to 65535")
-        for name in ("max_body_bytes", "max_pixels", "max_waiting"):
+        for name in ("max_body_bytes", "max_waiting"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name}={getattr(self, name)}: it must be at least 1")
         for name, least in (("deadline_s", 0.001), ("grace_s", 0.0)):
@@ -53,12 +52,7 @@ class ServerSettings:
     @property
     def media_policy(self) -> MediaPolicy:
         """What a picture in a request may be and may cost: never a path, an address only where that was allowed."""
-        return MediaPolicy(
-            max_bytes=self.max_body_bytes,
-            max_pixels=self.max_pixels,
-            allow_urls=self.allow_urls,
-            allow_paths=False,
-        )
+        return MediaPolicy.for_server(allow_urls=self.allow_urls, max_bytes=self.max_body_bytes)
 
     @property
     def is_local(self) -> bool:
