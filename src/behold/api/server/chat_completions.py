@@ -21,8 +21,9 @@ from behold.api.server.schemas import read
 from behold.api.server.schemas_chat import ChatRequest
 from behold.api.server.service import Service
 from behold.api.server.sse import DONE, EventStream, event, unless_gone
+from behold.api.server.usage import timings_of, usage_of
 from behold.processing.token_bytes import TokenBytes
-from behold.types import Delta, Timings, TokenLogprob, Usage
+from behold.types import Delta, Timings, TokenLogprob
 
 router = APIRouter()
 
@@ -125,24 +126,3 @@ class _Shape:
 def _end(last: Delta) -> dict[str, Any]:
     """Standard words, and in a field of our own what exactly ended the answer."""
     return {"finish_reason": last.finish_reason, "ended_by": last.ended_by}
-
-
-def usage_of(usage: Usage) -> dict[str, Any]:
-    """prompt_tokens include those of pictures, and those that did not have to be read again."""
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens, "image_tokens": usage.image_tokens},
-    }
-
-
-def timings_of(timings: Timings) -> dict[str, float]:
-    """Seconds, and tokens a second; a field of our own."""
-    return {
-        "queue_s": round(timings.queue_s, 4),
-        "vision_s": round(timings.vision_s, 4),
-        "first_token_s": round(timings.first_token_s, 4),
-        "total_s": round(timings.total_s, 4),
-        "tokens_per_s": round(timings.decode_tokens_per_s, 2),
-    }

@@ -43,6 +43,7 @@ SAMPLING: Rules = {
     "guided_choice": ((), _STRUCTURED),
     "guided_grammar": ((), _STRUCTURED),
 }
+_LENGTH: Rules = {"verbosity": (("medium",), "say in a message how long the answer should be, or limit its tokens")}
 CHAT: Rules = {
     **SAMPLING,
     "functions": (([],), _NO_TOOLS),
@@ -52,7 +53,7 @@ CHAT: Rules = {
     "prediction": ((), "no predicted text is used; leave it out"),
     "web_search_options": ((), "this server searches nothing"),
     "reasoning_effort": (("none",), "the effort cannot be set; templates that know it take chat_template_kwargs"),
-    "verbosity": (("medium",), "say in a message how long the answer should be, or set max_tokens"),
+    **_LENGTH,
 }
 _STATELESS = "nothing is stored here; send the whole conversation as input"
 RESPONSES: Rules = {
@@ -68,6 +69,8 @@ RESPONSES: Rules = {
     "truncation": (("disabled",), "a conversation is read whole or refused; send fewer items"),
     "n": ((1,), "this endpoint gives one answer; /v1/chat/completions gives several"),
 }
+# Of the object `text` in a body of /v1/responses.
+TEXT = _LENGTH
 
 
 def refuse(given: Mapping[str, object], rules: Rules) -> None:

@@ -21,11 +21,13 @@ DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 # Proxies give up on a connection that is silent for 30 to 60 seconds.
 KEEP_ALIVE_S = 10.0
+# No line breaks in the format, but in the eyes of clients that split text with their language's own idea of a line.
+_BREAKS = {ord(letter): f"\\u{ord(letter):04x}" for letter in "\x85\u2028\u2029"}
 
 
 def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
     """One event as it goes over the wire."""
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).translate(_BREAKS)
     return (f"event: {name}\n" if name else "").encode() + f"data: {text}\n\n".encode()
 
 
