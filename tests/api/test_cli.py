@@ -118,6 +118,27 @@ def test_quantize_and_device_reach_the_loader(run: Run, model: str) -> None:
     assert code == 1 and "warp" in err
 
 
+def test_an_answer_that_only_repeats_itself_is_stopped_with_a_note(
+    run: Run, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from behold.models.base import VisionLanguageModel
+
+    logits = VisionLanguageModel.logits
+
+    def stuck(self: Any, hidden: Any) -> Any:
+        return logits(self, hidden * 0).index_fill(1, hidden.new_tensor([40]).long(), 1.0)
+
+    monkeypatch.setattr(VisionLanguageModel, "logits", stuck)
+    words = ["ask", "Hi.", "-m", model, "--max-new-tokens", 150]
+    code, _, err = run(*words)
+    assert code == 0 and "only repeated itself" in err and "length limit" not in err
+    found = json.loads(run(*words, "--json")[1])
+    assert (found["ended_by"], found["finish_reason"]) == ("loop", "length")
+    assert found["usage"]["completion_tokens"] < 150
+    free = json.loads(run(*words, "--json", "--no-loop-stop")[1])
+    assert (free["ended_by"], free["usage"]["completion_tokens"]) == ("length", 150)
+
+
 # --- errors ------------------------------------------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ pexpect = pytest.importorskip("pexpect", reason="needs a pseudo-terminal")
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "scene.png"
 Spawn = Callable[..., Any]
-LONG = "90000"  # tokens: minutes of work, so that an answer can only end by being stopped
+LONG = ("--max-new-tokens", "90000", "--no-loop-stop")  # minutes of work: an answer can only end by being stopped
 START_S = 60  # importing torch on a busy machine
 STOP_S = 10
 
@@ -83,7 +83,7 @@ def test_an_answer_streams_and_is_timed(spawn: Spawn, talkative: Path, tmp_path:
 
 
 def test_ctrl_c_stops_an_answer_and_leaves_the_terminal_sane(spawn: Spawn, talkative: Path) -> None:
-    child = spawn("ask", "Tell a long story.", "-m", talkative, "--max-new-tokens", LONG)
+    child = spawn("ask", "Tell a long story.", "-m", talkative, *LONG)
     before = settings(child)
     child.expect(r"\S{20}")
     child.sendintr()
@@ -95,7 +95,7 @@ def test_ctrl_c_stops_an_answer_and_leaves_the_terminal_sane(spawn: Spawn, talka
 
 
 def test_ctrl_c_while_loading_ends_without_a_word(spawn: Spawn, talkative: Path) -> None:
-    child = spawn("ask", "Hi.", "-m", talkative, "--max-new-tokens", LONG)
+    child = spawn("ask", "Hi.", "-m", talkative, *LONG)
     before = settings(child)
     child.expect(pexpect.TIMEOUT, timeout=1.5)  # somewhere between the first import and the first token
     child.sendintr()
@@ -106,7 +106,7 @@ def test_ctrl_c_while_loading_ends_without_a_word(spawn: Spawn, talkative: Path)
 
 def test_a_conversation_survives_ctrl_c(spawn: Spawn, talkative: Path, tmp_path: Path) -> None:
     toys.picture().save(tmp_path / "a scene.png")
-    child = spawn("chat", "-m", talkative, "--max-new-tokens", LONG)
+    child = spawn("chat", "-m", talkative, *LONG)
     child.expect("you: ")
     before = settings(child)
     child.sendline("Tell a long story.")

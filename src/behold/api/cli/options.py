@@ -110,6 +110,10 @@ class SamplingChoice:
     presence_penalty: Annotated[float | None, _number("Above 0: new words rather than used ones.")] = None
     frequency_penalty: Annotated[float | None, _number("Above 0: used words less, the more often used.")] = None
     num_beams: Annotated[int | None, _number("Beam search over this many beams; the answer comes at once.")] = None
+    loop_stop: Annotated[
+        bool | None,
+        _number("End an answer that only repeats itself. [default: on]", "--loop-stop/--no-loop-stop"),
+    ] = None
 
     def keywords(self) -> SamplingOptions:
         """Those that were given, as keywords of the short surface."""

@@ -64,6 +64,7 @@ def answer_record(answer: Answer, vlm: VLM) -> dict[str, Any]:
         "answer": str(answer),
         "model": vlm.name,
         "finish_reason": answer.finish_reason,
+        "ended_by": answer.ended_by,
         "usage": asdict(answer.usage),
         "timings": {name: round(seconds, 4) for name, seconds in asdict(answer.timings).items()},
     }

@@ -77,7 +77,9 @@ def timing_line(answer: Answer) -> str:
     images = f" ({usage.image_tokens} image)" if usage.image_tokens else ""
     parts.append(f"{usage.prompt_tokens} prompt tokens{images}")
     parts.append(f"{usage.completion_tokens} answer tokens")
-    if answer.finish_reason == "length":
+    if answer.ended_by == "loop":
+        parts.append("stopped: it only repeated itself (--no-loop-stop lets it go on)")
+    elif answer.finish_reason == "length":
         parts.append("cut at the length limit (--max-new-tokens)")
     if answer.finish_reason == "cancelled":
         parts.append("stopped")
