@@ -29,7 +29,7 @@ def length_fields(server: str, tokens: int, *, exactly: bool) -> dict[str, Any]:
     """How each server is told how long an answer is; both greedy."""
     fields: dict[str, Any] = {"max_tokens": tokens, "temperature": 0}
     if exactly and server == "behold":
-        fields |= {"ignore_eos": True, "loop_stop": False}
+        fields |= {"min_tokens": tokens, "loop_stop": False}
     elif exactly:
         counts = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False}
         fields["generation_config"] = json.dumps(counts)

@@ -96,7 +96,7 @@ def test_no_two_pictures_are_equal() -> None:
 
 def test_lengths_are_told_in_each_servers_words() -> None:
     assert length_fields("behold", 9, exactly=False) == length_fields("transformers", 9, exactly=False)
-    assert length_fields("behold", 9, exactly=True)["ignore_eos"] is True
+    assert length_fields("behold", 9, exactly=True)["min_tokens"] == 9
     config = json.loads(length_fields("transformers", 9, exactly=True)["generation_config"])
     assert (config["min_new_tokens"], config["max_new_tokens"]) == (9, 9)
 
