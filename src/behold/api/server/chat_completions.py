@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter
@@ -23,7 +24,7 @@ from behold.api.server.service import Service
 from behold.api.server.sse import DONE, EventStream, event, unless_gone
 from behold.api.server.usage import timings_of, usage_of
 from behold.processing.token_bytes import TokenBytes
-from behold.types import Delta, Timings, TokenLogprob
+from behold.types import Delta, Message, SamplingParams, Timings, TokenLogprob
 
 router = APIRouter()
 
@@ -32,34 +33,35 @@ router = APIRouter()
 async def create(request: Request) -> Response:
     """One answer or several to a conversation with pictures, in the OpenAI API's shapes."""
     service: Service = request.app.state.service
+    shape, choices = await _begin(request, service)
+    if shape.stream:
+        return EventStream(_chunks(shape, choices), close=choices.aclose)
+    async with aclosing(choices):
+        return JSONResponse(shape.completion(await unless_gone(request, written(choices))))
+
+
+async def _begin(request: Request, service: Service) -> tuple[_Shape, Choices]:
+    """Everything up to the queue, what is cheap to refuse first. The body's pictures are let go with the frame."""
     asked = await read(request, ChatRequest, service)
     service.check_model(asked.model)
     refuse(asked.given, CHAT)
-    shape = _Shape(service, asked)
-    if asked.stream:
-        choices = await unless_gone(request, _begin(service, asked))
-        return EventStream(_chunks(shape, choices, with_usage=asked.with_usage), close=choices.aclose)
+    variables, policy = template_variables(asked), service.settings.media_policy
 
-    async def whole() -> list[Written]:
-        return await written(await _begin(service, asked))
+    def converted() -> tuple[list[SamplingParams], list[Message]]:
+        return chat_params(service.vlm, asked), chat_messages(asked.messages, policy)
 
-    return JSONResponse(shape.completion(await unless_gone(request, whole())))
+    async def begun() -> Choices:
+        params, messages = await service.in_thread(converted)
+        prompt = await service.prompt(messages, **variables)
+        return await Choices.begin([service.run(prompt, each) for each in params])
 
-
-async def _begin(service: Service, asked: ChatRequest) -> Choices:
-    """Everything up to the queue, what is cheap to refuse first."""
-    variables = template_variables(asked)
-    params = await service.in_thread(lambda: chat_params(service.vlm, asked))
-    policy = service.settings.media_policy
-    messages = await service.in_thread(lambda: chat_messages(asked.messages, policy))
-    prompt = await service.prompt(messages, **variables)
-    return await Choices.begin([service.run(prompt, each) for each in params])
+    return _Shape(service, asked), await unless_gone(request, begun())
 
 
-async def _chunks(shape: _Shape, choices: Choices, *, with_usage: bool) -> AsyncGenerator[bytes, None]:
+async def _chunks(shape: _Shape, choices: Choices) -> AsyncGenerator[bytes, None]:
     """The events of a stream; one that breaks off says so."""
     # With include_usage every chunk has the field, and only the last one a value.
-    nothing: dict[str, Any] = {"usage": None} if with_usage else {}
+    nothing: dict[str, Any] = {"usage": None} if shape.with_usage else {}
     ends = [Written() for _ in range(choices.n)]
     try:
         for index in range(choices.n):
@@ -71,7 +73,7 @@ async def _chunks(shape: _Shape, choices: Choices, *, with_usage: bool) -> Async
             if delta.finish_reason is not None:
                 ends[index].last = delta
                 yield event(shape.last_chunk(index, delta) | nothing)
-        if with_usage:
+        if shape.with_usage:
             yield event({**shape.head("chat.completion.chunk"), "choices": [], "usage": usage_of(total(ends))})
         yield DONE
     except Exception as error:
@@ -82,6 +84,8 @@ class _Shape:
     """Answers and chunks of one request, as the API writes them: one id and one time in all of them."""
 
     def __init__(self, service: Service, asked: ChatRequest) -> None:
+        self.stream = bool(asked.stream)
+        self.with_usage = asked.with_usage
         self.with_logprobs = bool(asked.logprobs)
         self._token_bytes = TokenBytes(service.vlm.processor.tokenizer)
         self._fixed = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": service.model_id}

@@ -87,13 +87,10 @@ class Written:
 
 
 async def written(choices: Choices) -> list[Written]:
-    """All answers, complete. Closes `choices`."""
+    """All answers, complete."""
     answers = [Written() for _ in range(choices.n)]
-    try:
-        async for index, delta in choices:
-            answers[index].add(delta)
-    finally:
-        await choices.aclose()
+    async for index, delta in choices:
+        answers[index].add(delta)
     return answers
 
 

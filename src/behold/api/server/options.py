@@ -39,7 +39,7 @@ _SAME = (
 _OFF: dict[str, tuple[float, ...]] = {"top_p": (1.0,), "top_k": (0, -1), "min_p": (0.0,)}
 # How vlm.params calls what is called differently here.
 _API_NAMES = {"min_new_tokens": "min_tokens", "logprobs": "top_logprobs"}
-_RESERVED = ("messages", "add_generation_prompt", "continue_final_message")
+_RESERVED = ("self", "messages", "add_generation_prompt", "continue_final_message")
 
 
 def chat_params(vlm: VLM, asked: ChatRequest) -> list[SamplingParams]:

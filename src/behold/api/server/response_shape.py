@@ -24,6 +24,7 @@ class ResponseShape:
 
     def __init__(self, asked: ResponsesRequest, params: SamplingParams, *, model_id: str, tokens: TokenBytes) -> None:
         self._token_bytes = tokens
+        self.stream = bool(asked.stream)
         self._with_logprobs = asked.with_logprobs
         self._item_id = f"msg_{uuid.uuid4().hex}"
         self._fixed: dict[str, Any] = {

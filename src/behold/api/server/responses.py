@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -20,7 +21,7 @@ from behold.api.server.schemas_responses import ResponsesRequest
 from behold.api.server.service import Service
 from behold.api.server.sse import EventStream, unless_gone
 from behold.processing.token_bytes import TokenBytes
-from behold.types import SamplingParams
+from behold.types import Message, SamplingParams
 
 router = APIRouter()
 
@@ -29,29 +30,33 @@ router = APIRouter()
 async def create(request: Request) -> Response:
     """One answer to a question or a conversation with pictures, in the OpenAI API's shapes."""
     service: Service = request.app.state.service
+    shape, choices = await _begin(request, service)
+    if shape.stream:
+        return EventStream(_events(shape, choices), close=choices.aclose)
+    async with aclosing(choices):
+        (answer,) = await unless_gone(request, written(choices))
+        return JSONResponse(shape.finished(answer))
+
+
+async def _begin(request: Request, service: Service) -> tuple[ResponseShape, Choices]:
+    """Everything up to the queue, what is cheap to refuse first. The body's pictures are let go with the frame."""
     asked = await read(request, ResponsesRequest, service)
     service.check_model(asked.model)
     refuse(asked.given, RESPONSES)
     refuse(asked.text.given if asked.text else {}, TEXT)
-    params = await service.in_thread(lambda: response_params(service.vlm, asked))
-    tokens = TokenBytes(service.vlm.processor.tokenizer)
-    shape = ResponseShape(asked, params, model_id=service.model_id, tokens=tokens)
-    if asked.stream:
-        choices = await unless_gone(request, _begin(service, asked, params))
-        return EventStream(_events(shape, choices), close=choices.aclose)
-
-    async def whole() -> list[Written]:
-        return await written(await _begin(service, asked, params))
-
-    (answer,) = await unless_gone(request, whole())
-    return JSONResponse(shape.finished(answer))
-
-
-async def _begin(service: Service, asked: ResponsesRequest, params: SamplingParams) -> Choices:
     variables, policy = template_variables(asked), service.settings.media_policy
-    messages = await service.in_thread(lambda: response_messages(asked.input, asked.instructions, policy))
-    prompt = await service.prompt(messages, **variables)
-    return await Choices.begin([service.run(prompt, params)])
+
+    def converted() -> tuple[SamplingParams, list[Message]]:
+        return response_params(service.vlm, asked), response_messages(asked.input, asked.instructions, policy)
+
+    async def begun() -> tuple[SamplingParams, Choices]:
+        params, messages = await service.in_thread(converted)
+        prompt = await service.prompt(messages, **variables)
+        return params, await Choices.begin([service.run(prompt, params)])
+
+    params, choices = await unless_gone(request, begun())
+    tokens = TokenBytes(service.vlm.processor.tokenizer)
+    return ResponseShape(asked, params, model_id=service.model_id, tokens=tokens), choices
 
 
 async def _events(shape: ResponseShape, choices: Choices) -> AsyncGenerator[bytes, None]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 BodyT = TypeVar("BodyT", bound="Body")
 
+_SMALL_BYTES = 1 << 16
 CLOSED_REQUEST = 499  # nobody reads it; it keeps such requests apart in logs and metrics
 
 
@@ -69,7 +70,7 @@ class SamplingBody(Body):
 
 
 async def read(request: Request, kind: type[BodyT], service: Service) -> BodyT:
-    """The request's body as `kind`; parsed in a thread, as a body may hold many megabytes of pictures.
+    """The request's body as `kind`; a large one, which holds pictures, is parsed in a thread.
 
     Raises:
         ApiError: 400, not JSON, or a field has a wrong type or value (`param` names the first); 415, not said to be
@@ -81,9 +82,12 @@ async def read(request: Request, kind: type[BodyT], service: Service) -> BodyT:
         found = f"Content-Type is {said!r}" if said else "there is no Content-Type"
         raise ApiError(415, f"{found}; send the body as application/json")
     try:
-        body = await request.body()
+        # Not request.body(): that keeps the bytes for as long as the answer takes.
+        body = b"".join([piece async for piece in request.stream()])
     except ClientDisconnect as error:
         raise ApiError(CLOSED_REQUEST, "the client has closed the connection") from error
+    if len(body) <= _SMALL_BYTES:
+        return _parsed(body, kind)
     return await service.in_thread(lambda: _parsed(body, kind))
 
 
