@@ -179,7 +179,10 @@ def kept(scores: Tensor, allowed: Tensor) -> Tensor:
 def draw(scores: Tensor, params: SamplingParams, generator: torch.Generator) -> int:
     """One id from the filtered distribution of scores (V,)."""
     assert params.temperature
-    values, ids = filtered(scores / params.temperature, params)
+    cooled = scores / params.temperature
+    if not cooled.max() < torch.inf:  # so cold that numbers end: only the likeliest is left
+        return int(scores.argmax())
+    values, ids = filtered(cooled, params)
     index = int(torch.multinomial(values.softmax(-1), 1, generator=generator))
     return index if ids is None else int(ids[index])
 
