@@ -9,6 +9,7 @@ import torch
 
 from behold.engine.beams import BeamSearch
 from behold.engine.blocks import RowTable
+from behold.engine.guides import Guides
 from behold.engine.params import validate
 from behold.engine.request import Transcript
 from behold.engine.sequence import Sequence
@@ -39,12 +40,14 @@ class Admission:
         self._table = table
         self._bytes_a_token = bytes_a_token
         self._keys = itertools.count()
+        self._guides = None if tokenizer is None else Guides(tokenizer, vocab_size=text.vocab_size)
 
     def sequence(self, prompt: Prompt, params: SamplingParams) -> Sequence:
         """The sequence that a request becomes.
 
         Raises:
-            OptionError: an option is out of range, clashes with another, or needs a tokenizer that is not there.
+            OptionError: an option is out of range, clashes with another, needs a tokenizer that is not there, or is a
+                constraint that cannot be enforced.
             CapacityError: the prompt is longer than the context, or the request needs more memory than there is.
         """
         validate(params, vocab_size=self._text.vocab_size, has_tokenizer=self._tokenizer is not None)
@@ -64,6 +67,8 @@ class Admission:
         self._check_memory(sequence)
         if params.num_beams > 1:
             sequence.beams = self._beam_search(sequence)
+        if params.constraint is not None and self._guides is not None:
+            sequence.guide = self._guides.guide(params.constraint, sequence.eos)
         return sequence
 
     def transcript(self, params: SamplingParams) -> Transcript:

@@ -24,6 +24,7 @@ def validate(params: SamplingParams, *, vocab_size: int | None = None, has_token
     _check_stops(params, has_tokenizer)
     _check_sampling_clashes(params)
     _check_beam_clashes(params)
+    _check_constraint(params, has_tokenizer)
 
 
 def spread(params: SamplingParams) -> list[SamplingParams]:
@@ -155,4 +156,25 @@ def _check_beam_clashes(params: SamplingParams) -> None:
         raise OptionError(
             f"num_return_sequences={params.num_return_sequences} is more than num_beams={params.num_beams}: "
             "at most one answer a beam"
+        )
+
+
+def _check_constraint(params: SamplingParams, has_tokenizer: bool) -> None:
+    """min_new_tokens is no clash: it holds as long as the constraint has more to say."""
+    constraint = params.constraint
+    if constraint is None:
+        return
+    kind, source = constraint.kind, constraint.source
+    if kind == "choice":
+        ok = isinstance(source, tuple) and len(source) > 0 and all(isinstance(text, str) and text for text in source)
+        _need("choices", source, ok, "one or more non-empty strings")
+    elif kind != "json_object":
+        _need(kind, source, isinstance(source, str) and source != "", "a non-empty string")
+    if not has_tokenizer:
+        raise OptionError(f"a {kind} constraint needs a tokenizer, and this engine has none")
+    clashes = {"num_beams": params.num_beams > 1, "ignore_eos": params.ignore_eos}
+    for name in [name for name, clash in clashes.items() if clash]:
+        why = "beam search has no room for it" if name == "num_beams" else "it is what says where the answer ends"
+        raise OptionError(
+            f"{name}={getattr(params, name)} cannot be used with a {kind} constraint: {why}; leave out one of them"
         )

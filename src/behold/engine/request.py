@@ -136,6 +136,8 @@ class Request:
             return "end"
         if self._transcript.stopped:
             return "stop_string"
+        if self.sequence.guide is not None and self.sequence.guide.over:
+            return "end"  # an id that says so would cost one more step
         if self.sequence.n_new >= self.sequence.limit:
             return "length"
         if loops and self.sequence.n_new >= self.sequence.params.min_new_tokens:
@@ -170,6 +172,11 @@ class Request:
         usage, timings = self._usage(len(ids)), self.clock.timings(len(ids))
         return Completion(ids, text, _FINISH_REASONS[reason], usage, timings, ended_by=reason)
 
+    def _satisfied(self, reason: EndedBy) -> bool:
+        """Whether the text is all that the constraint asks for. A stop string cuts some of it off."""
+        guide = self.sequence.guide
+        return guide is None or reason == "end" or (reason != "stop_string" and guide.may_end)
+
     def _usage(self, n_new: int) -> Usage:
         return Usage(self.sequence.n_prompt, n_new, self.sequence.prompt.image_tokens)
 
@@ -183,9 +190,8 @@ class Request:
         else:
             answer, finish = tuple(self.sequence.ids[self.sequence.n_prompt :]), _FINISH_REASONS[reason]
             usage, timings = self._usage(len(answer)), self.clock.timings(len(answer))
-            self._deltas.append(Delta(ids, text, logprobs, finish, usage, timings, reason))
-            whole = "".join(self._text)
-            self.completions = (
-                Completion(answer, whole, finish, usage, timings, tuple(self._logprobs), ended_by=reason),
-            )
+            how, whole = (finish, usage, timings), "".join(self._text)
+            satisfied = self._satisfied(reason)
+            self._deltas.append(Delta(ids, text, logprobs, *how, reason, satisfied))
+            self.completions = (Completion(answer, whole, *how, tuple(self._logprobs), reason, satisfied),)
         self._on_news()

@@ -2,8 +2,9 @@
 
 The order of the chain and the meaning of each filter are those of transformers (generation/logits_process.py):
 repetition, presence and frequency penalties, n-grams, bad words, minimum length; then, for sampling only, temperature,
-top-k, top-p, min-p. A draw depends on the request's seed and the number of tokens drawn before, on nothing else, so it
-is the same whatever else runs, and the same again if a step has to be repeated.
+top-k, top-p, min-p. What a guide forbids goes after the penalties and before the temperature, so log probabilities are
+those among the ids that could be chosen. A draw depends on the request's seed and the number of tokens drawn before,
+on nothing else, so it is the same whatever else runs, and the same again if a step has to be repeated.
 
 Scores are (V,) float32, one row at a time; the ids of a sequence (T,) int64 are prompt and answer.
 """
@@ -23,11 +24,15 @@ from behold.types import SamplingParams, TokenLogprob
 __all__ = ["Sampled", "Sampler", "processed", "validate"]
 
 TOP_P_FIRST_LOOK = 1024
+NO_TOKEN = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """The id chosen for one sequence, and its log probability where asked for."""
+    """The id chosen for one sequence, and its log probability where asked for.
+
+    NO_TOKEN where guide and forbidden ids leave none: the guide refuses it, which ends this request and no other.
+    """
 
     id: int
     logprob: TokenLogprob | None = None
@@ -62,6 +67,8 @@ class Sampler:
         scores = processed(logits, history, params, **lengths, eos=sequence.eos)
         if sequence.guide is not None:
             scores = kept(scores, torch.from_numpy(sequence.guide.allowed()).to(scores.device))
+            if scores.max() == -torch.inf:
+                return Sampled(NO_TOKEN)
         if params.greedy:
             token = int(scores.argmax())
         else:
@@ -229,12 +236,14 @@ def top_p(values: Tensor, p: float) -> Tensor:
 
 
 def logprob_of(scores: Tensor, token: int, n_top: int) -> TokenLogprob:
-    """The chosen id's log probability under scores (V,), and the n_top most likely."""
+    """The chosen id's log probability under scores (V,), and the n_top most likely of those that are possible."""
     logprobs = scores.log_softmax(-1)
     if not n_top:
         return TokenLogprob(token, float(logprobs[token]))
     values, ids = logprobs.topk(min(n_top, logprobs.shape[0]))
-    return TokenLogprob(token, float(logprobs[token]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+    possible = int((values > -torch.inf).sum())
+    top = zip(ids[:possible].tolist(), values[:possible].tolist(), strict=True)
+    return TokenLogprob(token, float(logprobs[token]), tuple(top))
 
 
 def mixed(seed: int, draw_number: int) -> int:

@@ -20,7 +20,19 @@ class Guide(Protocol):
         """(V,) booleans: the ids that may come next, those that end the answer among them where it may end."""
 
     def accept(self, token: int) -> None:
-        """This id came next."""
+        """This id came next.
+
+        Raises:
+            StructuredOutputError: it may not come here (sampler.NO_TOKEN: none may).
+        """
+
+    @property
+    def may_end(self) -> bool:
+        """Whether the answer so far keeps to the constraint as a whole."""
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing may follow but the end."""
 
 
 @dataclass(slots=True, eq=False)
