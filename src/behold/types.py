@@ -115,7 +115,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """What an answer's text must look like, whatever the model would like to say.
+    """What an answer's text must look like as a whole, whatever the model would like to say (see engine.guides).
 
     kind "json_schema" and "regex" and "grammar" (Lark): `source` is its text; "json_object": any JSON object, `source`
     is (); "choice": `source` are the texts to choose from.
@@ -199,7 +199,10 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """One increment of one request. The last one carries a finish_reason, what ended it, usage and timings."""
+    """One increment of one request. The last one carries a finish_reason, what ended it, usage and timings.
+
+    satisfied: in the last one, see Completion.
+    """
 
     ids: tuple[int, ...] = ()
     text: str = ""
@@ -208,6 +211,7 @@ class Delta:
     usage: Usage | None = None
     timings: Timings | None = None
     ended_by: EndedBy | None = None
+    satisfied: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +219,8 @@ class Completion:
     """A finished request. `ids` hold every generated id, the end-of-sequence id too; `text` is for people.
 
     finish_reason is the standard word for it; ended_by says more: "loop" is an answer that repeated itself without end
-    (its finish_reason is "length": it was cut off).
+    (its finish_reason is "length": it was cut off). satisfied: whether the text keeps to the request's constraint as a
+    whole; False where it was cut off in the middle. Without a constraint it is True.
     """
 
     ids: tuple[int, ...]
@@ -225,10 +230,14 @@ class Completion:
     timings: Timings
     logprobs: tuple[TokenLogprob, ...] = ()
     ended_by: EndedBy = "end"
+    satisfied: bool = True
 
 
 class Answer(str):
-    """The answer's text, a `str`, with what is known about how it came to be."""
+    """The answer's text, a `str`, with what is known about how it came to be.
+
+    parsed: what the text says, where the question had a JSON schema (a Python value) or a pydantic class (an instance).
+    """
 
     usage: Usage
     finish_reason: FinishReason
@@ -236,6 +245,8 @@ class Answer(str):
     timings: Timings
     ids: tuple[int, ...]
     ended_by: EndedBy
+    satisfied: bool
+    parsed: Any
 
     @classmethod
     def of(cls, completion: Completion) -> Answer:
@@ -246,4 +257,6 @@ class Answer(str):
         answer.timings = completion.timings
         answer.ids = completion.ids
         answer.ended_by = completion.ended_by
+        answer.satisfied = completion.satisfied
+        answer.parsed = None
         return answer
