@@ -33,6 +33,13 @@ export class Turn {
     return this.state === "done" || this.answer !== "";
   }
 
+  /** The picture that the server refused, if that is what went wrong: param is messages[0].content[1]… */
+  get refusedPicture() {
+    const [, message, part] = /^messages\[(\d+)\]\.content\[(\d+)\]/.exec(this.error?.param ?? "") ?? [];
+    const uri = this.sent?.messages[message]?.content[part]?.image_url?.url;
+    return this.sent?.pictures.find((picture) => picture.uri === uri);
+  }
+
   get message() {
     const images = this.pictures.map(({ uri }) => ({ type: "image_url", image_url: { url: uri } }));
     return { role: "user", content: [...images, { type: "text", text: this.text }] };
@@ -49,23 +56,26 @@ export class Chat {
     return this.control !== null;
   }
 
-  /** The messages that put `turn` after the turns that were answered before it. */
-  messages(turn, system = "") {
+  /** What is sent to ask `turn` after the turns that were answered before it: messages, and the pictures in them. */
+  compose(turn, system) {
     const before = this.turns.slice(0, this.turns.includes(turn) ? this.turns.indexOf(turn) : undefined);
     const earlier = before.filter(({ counts }) => counts);
     const pairs = earlier.flatMap((one) => [one.message, { role: "assistant", content: one.answer }]);
-    return [...(system ? [{ role: "system", content: system }] : []), ...pairs, turn.message];
+    return {
+      messages: [...(system ? [{ role: "system", content: system }] : []), ...pairs, turn.message],
+      pictures: [...earlier, turn].flatMap(({ pictures }) => pictures),
+    };
   }
 
   /** Ask for a turn's answer, or for another one; `onChange` is called whenever there is something new to show. */
   async run(turn, { system, ...options }, onChange) {
     turn.clear();
     if (!this.turns.includes(turn)) this.turns.push(turn);
-    turn.messages = this.messages(turn, system);
+    turn.sent = this.compose(turn, system);
     const control = (this.control = new AbortController());
     onChange();
     try {
-      for await (const chunk of ask({ ...options, messages: turn.messages }, control.signal)) {
+      for await (const chunk of ask({ ...options, messages: turn.sent.messages }, control.signal)) {
         take(turn, chunk);
         onChange();
       }
@@ -85,13 +95,6 @@ export class Chat {
 
   remove(turn) {
     this.turns = this.turns.filter((one) => one !== turn);
-  }
-
-  /** The picture that an error's param (messages[0].content[1]…) is about, if it is about one. */
-  pictureAt(turn, param) {
-    const [, message, part] = /^messages\[(\d+)\]\.content\[(\d+)\]/.exec(param ?? "") ?? [];
-    const uri = turn.messages[message]?.content[part]?.image_url?.url;
-    return this.turns.flatMap(({ pictures }) => pictures).find((picture) => picture.uri === uri);
   }
 }
 

@@ -7,7 +7,7 @@ const WITH_PICTURES = "What do we see in this image?";
 const WITHOUT = "Ask about a picture";
 
 export class Composer {
-  /** actions: send(text, pictures), stop(), look(text, pictures, index), busy() */
+  /** actions: send(text, pictures), stop(), lookAt(picture, question), busy() */
   constructor(actions) {
     this.actions = actions;
     this.pictures = [];
@@ -128,8 +128,8 @@ export class Composer {
   }
 
   #draw() {
-    const shown = this.pictures.map((picture, index) => thumbnail(picture, {
-      onLook: () => this.actions.look(this.question.value.trim() || WITH_PICTURES, this.pictures, index),
+    const shown = this.pictures.map((picture) => thumbnail(picture, {
+      onLook: () => this.actions.lookAt(picture, this.question.value.trim() || WITH_PICTURES),
       onRemove: () => {
         this.pictures = this.pictures.filter((one) => one !== picture);
         this.#draw();

@@ -2,52 +2,51 @@
 
 import { look } from "./api.js";
 import { byId, count, el, plural } from "./dom.js";
+import { inWords } from "./turn.js";
 
 let control = null;
 
-/** Ask the server what it makes of `messages`; `only`: the number of the one picture to show, counted over all of them. */
-export async function showLook(messages, { names, only = null }) {
+/** Ask the server what it makes of `messages`. pictures: those in them, in order. alone: show the first, and no prompt. */
+export async function showLook(messages, pictures, { alone = false } = {}) {
   const dialog = byId("look");
   const body = byId("look-body");
   control?.abort();
   const mine = (control = new AbortController());
-  byId("look-title").textContent = only === null ? "What the model saw" : `What the model sees of ${names[only]}`;
+  byId("look-title").textContent = alone ? `What the model sees of ${pictures[0].name}` : "What the model saw";
   body.replaceChildren(el("p", { className: "progress" }, "Looking…"));
   if (!dialog.open) dialog.showModal();
   dialog.addEventListener("close", () => mine.abort(), { once: true });
   try {
     const seen = await look(messages, mine.signal);
-    body.replaceChildren(...describe(seen, names, only));
+    body.replaceChildren(...describe(seen, pictures, alone));
   } catch (error) {
     if (error.name === "AbortError") return;
     body.replaceChildren(el("div", { className: "problem" },
-      el("p", { className: "title" }, error.title ?? "Something went wrong on this page."), el("p", {}, error.message)));
+      el("p", { className: "title" }, error.title ?? "Something went wrong on this page."), el("p", {}, inWords(error))));
   }
 }
 
-function describe(seen, names, only) {
-  const pictures = seen.images.map((image, index) => picture(image, names[index] ?? "picture"));
-  const chosen = only === null ? pictures : [pictures[only]];
-  if (only !== null) return chosen;
+function describe(seen, pictures, alone) {
+  const shown = seen.images.map((image, index) => picture(image, pictures[index], alone));
+  if (alone) return shown;
   const tokens = `${plural(seen.prompt_tokens, "token")}, ${count(seen.image_tokens)} of them for pictures`;
   return [
-    ...chosen,
+    ...shown,
     el("h3", {}, "Prompt"), el("p", { className: "facts" }, tokens),
     el("pre", { tabIndex: 0 }, seen.prompt),
   ];
 }
 
-function picture(image, name) {
-  const { parts } = image;
-  const became = parts.length === 1 ? `${parts[0].width} × ${parts[0].height}` : `${parts.length} parts`;
-  const figures = parts.map((part, index) => el("figure", {},
-    el("img", {
-      src: part.url, width: part.width, height: part.height,
-      alt: parts.length === 1 ? `${name} as the model gets it` : `Part ${index + 1} of ${name}`,
-    }),
-    parts.length > 1 ? el("figcaption", {}, `${part.width} × ${part.height} · ${plural(part.tokens, "token")}`) : ""));
+function picture({ width, height, tokens, parts }, { name, preview }, alone) {
+  const size = (part) => `${part.width} × ${part.height}`;
+  const became = parts.length === 1 ? size(parts[0]) : `${parts.length} parts`;
+  const sent = preview && el("figure", { className: "sent" },
+    el("img", { src: preview, alt: `${name} as it was sent` }), el("figcaption", {}, `sent: ${width} × ${height}`));
+  const seen = parts.map((part, index) => el("figure", {},
+    el("img", { src: part.url, width: part.width, height: part.height, alt: `${name}, part ${index + 1} of what the model gets` }),
+    el("figcaption", {}, `seen: ${size(part)} · ${plural(part.tokens, "token")}`)));
   return el("section", { className: "seen" },
-    el("h3", {}, name),
-    el("p", { className: "facts" }, `${image.width} × ${image.height} → ${became} · ${plural(image.tokens, "token")}`),
-    el("div", { className: "parts" }, ...figures));
+    alone ? null : el("h3", {}, name),
+    el("p", { className: "facts" }, `${width} × ${height} → ${became} · ${plural(tokens, "token")}`),
+    el("div", { className: "parts" }, sent, ...seen));
 }

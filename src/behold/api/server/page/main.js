@@ -23,7 +23,7 @@ const composer = new Composer({
   send: (text, pictures) => start(new Turn(text, pictures)),
   stop: () => chat.stop(),
   busy: () => chat.busy,
-  look: (text, pictures, index) => lookAt(new Turn(text, [pictures[index]]), 0),
+  lookAt,
 });
 const views = new Map(); // turn → how it looks
 
@@ -46,13 +46,13 @@ function start(turn) {
 
 function newView(turn) {
   const view = new TurnView(turn, {
-    look: (one, index = null) => (index === null ? showLook(one.messages, { names: namesOf(one) }) : lookAt(one, index)),
-    again: (one) => start(one),
+    look: (one) => showLook(one.sent.messages, one.sent.pictures),
+    lookAt,
+    again: start,
     edit: (one) => {
       forget(one);
       composer.restore(one.text, one.pictures);
     },
-    blame: (one) => chat.pictureAt(one, one.error?.param),
   });
   views.set(turn, view);
   byId("turns").append(view.element);
@@ -66,18 +66,9 @@ function forget(turn) {
   byId("welcome").hidden = chat.turns.length > 0;
 }
 
-/** One picture of a turn, whatever else the conversation holds. */
-function lookAt(turn, index) {
-  const picture = turn.pictures[index];
-  return showLook([new Turn(turn.text, [picture]).message], { names: [picture.name], only: 0 });
-}
-
-/** Names of all pictures that a turn was sent with, in order: those of the turns before it, then its own. */
-function namesOf(turn) {
-  const all = chat.turns.flatMap(({ pictures }) => pictures);
-  const uris = turn.messages.flatMap(({ content }) => (Array.isArray(content) ? content : []))
-    .map((part) => part.image_url?.url).filter(Boolean);
-  return uris.map((uri) => all.find((picture) => picture.uri === uri).name);
+/** One picture, whatever else the conversation holds. */
+function lookAt(picture, question) {
+  return showLook([new Turn(question, [picture]).message], [picture], { alone: true });
 }
 
 function newChat() {

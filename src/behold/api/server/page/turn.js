@@ -6,7 +6,7 @@ import { LiveText } from "./text.js";
 
 const CALM = matchMedia("(prefers-reduced-motion: reduce)");
 
-/** actions: look(turn, picture?), again(turn), edit(turn), blame(turn) → the picture that an error is about. */
+/** actions: look(turn), lookAt(picture, question), again(turn), edit(turn) */
 export class TurnView {
   constructor(turn, actions) {
     this.turn = turn;
@@ -41,7 +41,7 @@ export class TurnView {
   #asked() {
     const { turn, actions } = this;
     const pictures = turn.pictures.map((picture) =>
-      thumbnail(picture, { onLook: () => actions.look(turn, turn.pictures.indexOf(picture)) }));
+      thumbnail(picture, { onLook: () => actions.lookAt(picture, turn.text) }));
     return el("div", { className: "asked", role: "group", "aria-label": "Question" },
       pictures.length ? el("ul", { className: "thumbnails" }, ...pictures) : null,
       el("p", { className: "bubble" }, turn.text));
@@ -75,11 +75,11 @@ export class TurnView {
     }
     if (turn.state !== "failed") return [];
     const { error } = turn;
-    const picture = this.actions.blame(turn);
+    const picture = turn.refusedPicture;
     const title = picture ? `${picture.name} cannot be used.` : (error.title ?? "Something went wrong on this page.");
     return [
       el("p", { className: "title" }, title),
-      error.message ? el("p", {}, error.message) : "",
+      error.message ? el("p", {}, inWords(error)) : "",
       turn.answer ? "" : el("p", {}, "This question is not part of the conversation."),
     ].filter(Boolean);
   }
@@ -92,7 +92,7 @@ export class TurnView {
       el("button", { type: "button", className: `tool ${className}`, onclick: (event) => action(event.currentTarget) }, label);
     const tools = [
       turn.answer && button("Copy", (target) => copy(turn.answer, target)),
-      turn.error?.param && actions.blame(turn) ? "" : button("What the model saw", () => actions.look(turn)),
+      !turn.refusedPicture && button("What the model saw", () => actions.look(turn)),
       button("Try again", () => actions.again(turn), "last-only"),
       button("Edit", () => actions.edit(turn), "last-only"),
     ];
@@ -100,17 +100,23 @@ export class TurnView {
   }
 }
 
+/** The server's reason without the name of the field, which says nothing to a person. */
+export function inWords({ message, param }) {
+  const reason = param && message.startsWith(`${param}: `) ? message.slice(param.length + 2) : message;
+  return reason.charAt(0).toUpperCase() + reason.slice(1);
+}
+
 /** What an answer cost and how long it took, on one line. */
 function facts({ usage, timings, times, state, ending, answer }) {
   const parts = [];
   if (usage) {
     const { image_tokens: image = 0, cached_tokens: cached = 0 } = usage.prompt_tokens_details ?? {};
-    const of = [image && `${count(image)} of pictures`, cached && `${count(cached)} cached`].filter(Boolean);
+    const of = [image && `${count(image)} for pictures`, cached && `${count(cached)} cached`].filter(Boolean);
     parts.push(`${plural(usage.prompt_tokens, "token")} in${of.length ? ` (${of.join(", ")})` : ""}`);
     parts.push(`${plural(usage.completion_tokens, "token")} out`);
   }
   if (times.first) parts.push(`first word after ${seconds((times.first - times.start) / 1000)}`);
-  if (timings?.vision_s) parts.push(`${seconds(timings.vision_s)} of it for looking`);
+  if (timings?.vision_s) parts.push(`${seconds(timings.vision_s)} of it to look`);
   if (usage?.completion_tokens > 2 && timings) parts.push(`${count(Math.round(timings.tokens_per_s))} tokens/s`);
   if (state === "stopped" && answer) parts.push(`stopped by you after ${seconds((times.end - times.start) / 1000)}`);
   if (ending === "length") parts.push("cut off at the longest answer set");
