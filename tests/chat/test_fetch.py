@@ -2,113 +2,21 @@
 
 from __future__ import annotations
 
-import io
-import socket
-import threading
-import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from PIL import Image
 
 from behold.chat.fetch import fetch
 from behold.chat.media import MediaPolicy, load_image
 from behold.errors import MediaError
-
-
-def _png() -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (5, 3), (1, 2, 3)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-PNG = _png()
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Behaviours by path; no path touches the disk."""
-
-    def do_GET(self) -> None:
-        name = self.path.partition("?")[0].strip("/")
-        getattr(self, f"answer_{name.replace('.', '_').split('/')[0]}", self.answer_missing)()
-
-    def reply(self, body: bytes, status: int = 200, **headers: str) -> None:
-        self.send_response(status)
-        for header, value in {"Content_Length": str(len(body)), **headers}.items():
-            self.send_header(header.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def answer_picture_png(self) -> None:
-        self.reply(PNG)
-
-    def answer_agent(self) -> None:
-        self.reply(self.headers["User-Agent"].encode())
-
-    def answer_missing(self) -> None:
-        self.reply(b"nothing", 404)
-
-    def answer_page(self) -> None:
-        self.reply(b"<html>a login page</html>")
-
-    def answer_endless(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-        for _ in range(10_000):
-            self.wfile.write(b"x" * 1000)
-
-    def answer_huge(self) -> None:
-        self.reply(b"x", Content_Length=str(10**12))
-
-    def answer_short(self) -> None:
-        self.reply(PNG[:30], Content_Length=str(len(PNG)))
-        self.close_connection = True
-
-    def answer_slow(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-        for byte in PNG * 100:
-            self.wfile.write(bytes([byte]))
-            self.wfile.flush()
-            time.sleep(0.02)
-
-    def answer_silent(self) -> None:
-        time.sleep(1)
-
-    def answer_once(self) -> None:
-        self.reply(b"", 302, Location="/picture.png")
-
-    def answer_loop(self) -> None:
-        self.reply(b"", 302, Location=f"{self.path}/again")  # a new address each time: only the count can stop it
-
-    def answer_to_file(self) -> None:
-        self.reply(b"", 302, Location="file:///etc/passwd")
-
-    def answer_to_data(self) -> None:
-        self.reply(b"", 302, Location="data:image/png;base64,AAAA")
-
-    def handle(self) -> None:
-        try:
-            super().handle()
-        except OSError:  # the client went away, as it should
-            self.close_connection = True
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+from tests.chat.web import closed_port, serving
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """The address of a running server."""
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    httpd.daemon_threads = True
-    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{httpd.server_address[1]}"
-    httpd.shutdown()
-    httpd.server_close()
-    thread.join()
+    with serving() as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture(autouse=True)
@@ -164,8 +72,9 @@ def test_addresses_that_are_none(url: str) -> None:
 
 
 def test_nobody_listens() -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
     with pytest.raises(MediaError, match="check the address and the network"):
-        load_image(f"http://127.0.0.1:{port}/a.png")
+        load_image(f"http://127.0.0.1:{closed_port()}/a.png")
+
+
+def test_the_body_of_a_redirect_is_not_read(server: str) -> None:
+    assert load_image(f"{server}/to?/picture.png", policy=MediaPolicy(timeout_s=5)).size == (5, 3)

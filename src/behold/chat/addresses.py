@@ -15,10 +15,12 @@ import urllib.parse
 from dataclasses import dataclass
 
 from behold.chat.download import SAFE
+from behold.errors import MediaError
 
 SCHEMES = ("http", "https")
 _PORTS = {"http": 80, "https": 443}
 _FIRST_OPEN_PORT = 1024
+_LONGEST_NAME = 253
 _NAME = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?:\.(?!-)[a-z0-9_-]{1,63})*")
 # What some resolvers read as a number: 127.1, 2130706433, 0x7f.1, 0177.0.0.1.
 _NUMERIC_END = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")
@@ -36,8 +38,8 @@ _UNICAST_V6 = ipaddress.IPv6Network("2000::/3")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
-class RefusedAddressError(ValueError):
-    """This address, or what its host resolves to, is not for strangers. The text is for developers only."""
+class NotPublicError(OSError):
+    """A host resolves to something that strangers may not reach; never told from a host that does not resolve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,27 +59,27 @@ class Target:
         """An absolute URL to its parts.
 
         Raises:
-            RefusedAddressError: not http(s), a user name in it, a port below 1024 other than 80 and 443, or a host
+            MediaError: not http(s), a user name or backslash in it, a port below 1024 other than 80 and 443, or a host
                 that is neither a plain name nor a plainly written address.
         """
         try:
             parts = urllib.parse.urlsplit(url)
             host, port = parts.hostname, parts.port
         except ValueError as error:
-            raise RefusedAddressError(f"not a URL: {error}") from error
+            raise MediaError("the picture's address is not a valid URL.") from error
         scheme = parts.scheme.lower()
         if scheme not in SCHEMES:
-            raise RefusedAddressError(f"scheme {scheme!r}")
-        if "@" in parts.netloc or "\\" in url:
-            raise RefusedAddressError("a user name, or a backslash that programs read differently")
+            raise MediaError("the picture's address is not http or https; only these are fetched.")
+        if "@" in parts.netloc or "\\" in url:  # a backslash ends the host for some programs and not for others
+            raise MediaError("the picture's address holds a user name or a backslash; give a plain https://host/path.")
         if port is None:
             port = _PORTS[scheme]
         if port not in _PORTS.values() and port < _FIRST_OPEN_PORT:
-            raise RefusedAddressError(f"port {port}")
+            raise MediaError(f"the picture's address has the port {port}; allowed are 80, 443 and 1024 upwards.")
         selector = urllib.parse.quote(parts.path or "/", safe=SAFE)
         if parts.query:
             selector += f"?{urllib.parse.quote(parts.query, safe=SAFE)}"
-        return cls(scheme, _plain_host(host or ""), port, selector)
+        return cls(scheme, _plain_host(host or "", bracketed="[" in parts.netloc), port, selector)
 
     @property
     def authority(self) -> str:
@@ -86,24 +88,18 @@ class Target:
         return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
 
 
-def _plain_host(host: str) -> str:
-    if ":" in host:
-        try:
-            return str(ipaddress.IPv6Address(host if "%" not in host else ""))  # a zone id names our own interfaces
-        except ValueError as error:
-            raise RefusedAddressError(f"IPv6 address: {error}") from error
+def _plain_host(host: str, *, bracketed: bool) -> str:
     try:
+        if bracketed:
+            return str(ipaddress.IPv6Address(host if "%" not in host else ""))  # a zone names our own interfaces
         name = host.encode("idna").decode("ascii").lower().removesuffix(".")
-    except UnicodeError as error:
-        raise RefusedAddressError(f"host name: {error}") from error
-    if len(name) > 253 or not _NAME.fullmatch(name):
-        raise RefusedAddressError("not a host name")
-    if _NUMERIC_END.fullmatch(name):
-        try:
+        if _NUMERIC_END.fullmatch(name):
             return str(ipaddress.IPv4Address(name))
-        except ValueError as error:
-            raise RefusedAddressError(f"IPv4 address: {error}") from error
-    return name
+        if len(name) <= _LONGEST_NAME and _NAME.fullmatch(name):
+            return name
+    except ValueError:  # UnicodeError is one
+        pass
+    raise MediaError("the picture's address names no host, or writes it in an unusual way; give https://host/path.")
 
 
 def is_public(address: IPAddress) -> bool:
@@ -123,7 +119,7 @@ def resolve(target: Target, timeout_s: float) -> list[tuple[socket.AddressFamily
     """The public addresses of a host, asked for once: what to connect to, and nothing else.
 
     Raises:
-        RefusedAddressError: one of them is not public, or there is none.
+        NotPublicError: one of them is not public, or there is none.
         TimeoutError: the resolver takes longer than timeout_s.
         OSError: the name does not resolve.
     """
@@ -145,5 +141,5 @@ def resolve(target: Target, timeout_s: float) -> list[tuple[socket.AddressFamily
         raise OSError("the name does not resolve") from answer
     addresses = dict.fromkeys(answer)
     if not addresses or not all(is_public(ipaddress.ip_address(text)) for _, text in addresses):
-        raise RefusedAddressError("it resolves to an address that is not public")
+        raise NotPublicError("it resolves to an address that is not public")
     return [(family, (text, target.port)) for family, text in addresses]

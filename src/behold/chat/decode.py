@@ -6,6 +6,7 @@ checked on the header, before pixels are decoded.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from io import BytesIO
 
@@ -18,6 +19,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from behold.chat.guards import check_file, check_header
 from behold.chat.policy import MediaPolicy
 from behold.errors import MediaError
 
@@ -54,6 +56,7 @@ _STRANGERS: tuple[tuple[bytes, str], ...] = (
     (b"\x1f\x8b", "gzip-compressed data"),
     (b"{", "JSON text"),
 )
+_INSIDE = re.compile(r"0x[0-9a-fA-F]|[<>/\\]")
 _EXIF_ORIENTATION = 0x0112
 # EXIF orientation to the operation that undoes it.
 _UPRIGHT: dict[int, Image.Transpose] = {
@@ -80,10 +83,14 @@ def decode(data: bytes, where: str, policy: MediaPolicy) -> Image.Image:
     kind = sniff(data)
     if kind is None:
         raise MediaError(f"{where} is {_describe(data)}, not a picture that can be read; {FORMATS} can.")
+    check_file(kind, data, where)
     try:
         image = _DECODERS[kind](BytesIO(data))
     except Exception as error:  # decoders answer hostile bytes with many exception types
-        raise MediaError(f"{where} starts like a {kind} file but its header cannot be read ({error}).") from error
+        raise MediaError(
+            f"{where} starts like a {kind} file but its header cannot be read ({_said(error)})."
+        ) from error
+    check_header(kind, image, len(data), where, policy)
     return upright_rgb(image, f"{where} ({kind})", policy)
 
 
@@ -105,7 +112,7 @@ def upright_rgb(image: Image.Image, where: str, policy: MediaPolicy) -> Image.Im
         raise MediaError(f"{where} of {_size(image)} does not fit in memory; send a smaller picture.") from error
     except Exception as error:  # decoders answer hostile bytes with many exception types
         raise MediaError(
-            f"{where} cannot be decoded ({type(error).__name__}: {error}); the file is truncated or damaged. "
+            f"{where} cannot be decoded ({_said(error)}); the file is truncated or damaged. "
             "Open and save it again in an image editor, or send another copy."
         ) from error
     return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
@@ -116,6 +123,12 @@ def sniff(data: bytes) -> str | None:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WebP"
     return next((kind for magic, kind in _MAGIC if data.startswith(magic)), None)
+
+
+def _said(error: Exception) -> str:
+    """A decoder's own words, unless they speak of objects, addresses or paths of this machine."""
+    text = str(error)
+    return text if text and not _INSIDE.search(text) else type(error).__name__
 
 
 def _describe(data: bytes) -> str:

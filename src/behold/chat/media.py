@@ -74,10 +74,10 @@ def _encoded(source: object, policy: MediaPolicy) -> tuple[bytes, str]:
         return bytes(source), "the given bytes"
     if isinstance(source, Readable):
         return _from_file(source, policy), "the file object"
-    raise MediaError(
-        f"a picture was given as {type(source).__name__}; give a path, an http(s) URL, a data: URI, base64, bytes, "
-        "a file object, a PIL image, a numpy array or a torch tensor."
-    )
+    forms = "a data: URI, base64 text or an http(s) URL"
+    if policy.allow_paths:
+        forms = f"a path, {forms}, bytes, a file object, a PIL image, a numpy array or a torch tensor"
+    raise MediaError(f"a picture was given as {type(source).__name__}; give {forms}.")
 
 
 def _from_text(text: str, policy: MediaPolicy) -> tuple[bytes, str]:
@@ -86,11 +86,11 @@ def _from_text(text: str, policy: MediaPolicy) -> tuple[bytes, str]:
     if name == "data":
         return _data_uri(text, policy), "the data: URI"
     if name in SCHEMES:
-        return fetch(text, policy), shorten(text)
+        return fetch(text, policy), "what the URL gives" if policy.public_only else shorten(text)
     if name == "file" or (scheme and scheme.group(2)):
         raise MediaError(
             f"{shorten(text)} has the scheme {name!r}; pictures are fetched over http and https. "
-            "For a file on this machine give its plain path."
+            + ("For a file on this machine give its plain path." if policy.allow_paths else "Send the picture itself.")
         )
     if policy.allow_paths and os.path.exists(text):
         return _from_path(text, policy)

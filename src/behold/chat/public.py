@@ -32,23 +32,22 @@ def fetch_public(url: str, policy: MediaPolicy) -> bytes:
         MediaError: refused, not reachable, an HTTP error, too slow, or larger than policy.max_bytes.
     """
     deadline = time.monotonic() + policy.timeout_s
-    where = "the picture's address"
+    target = Target.parse(url)
+    where = f"the picture at {shorten(target.host)}"
     try:
-        target = Target.parse(url)
-        where = f"the picture at {shorten(target.host)}"
         for _ in range(policy.max_redirects + 1):
             with _connected(target, deadline) as connection:
                 connection.request("GET", target.selector, headers={"Host": target.authority, **HEADERS})
-                response = connection.getresponse()
-                if response.status not in _REDIRECTS:
-                    if not 200 <= response.status < 300:
+                with connection.getresponse() as response:
+                    if 200 <= response.status < 300:
+                        return read_body(response, where, policy, deadline)
+                    if response.status not in _REDIRECTS:
                         raise MediaError(f"{where} answered with the status {response.status}; check the address.")
-                    return read_body(response, where, policy, deadline)
-                url = _next(url, response.headers.get("Location", ""))
-                target = Target.parse(url)
+                    url = _next(url, response.headers.get("Location", ""))
+            target = Target.parse(url)
+    except MediaError:
+        raise
     except (OSError, ValueError, http.client.HTTPException) as error:
-        if isinstance(error, MediaError):
-            raise
         if isinstance(error, TimeoutError) or time.monotonic() > deadline:
             raise MediaError(too_slow(where, policy)) from error
         raise MediaError(
