@@ -130,7 +130,7 @@ def _params(
 
 
 def _formatted(response_format: Mapping[str, Any] | None) -> Constraint | None:
-    if response_format is None:
+    if response_format is None or response_format.get("type") == "text":
         return None
     from behold.api.structured import constraint_of_response_format  # type: ignore[import-not-found, unused-ignore]
 
