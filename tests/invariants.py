@@ -14,7 +14,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from behold.engine.engine import Engine, EngineOptions
@@ -89,20 +92,33 @@ def picture(width: int, height: int, seed: int) -> Image.Image:
 @torch.inference_mode()
 def uncached(model: VisionLanguageModel, prompt: Prompt, n_new: int, eos: frozenset[int]) -> tuple[int, ...]:
     """Greedy by definition: a pass over prompt and answer for every token, pictures encoded one by one."""
+    answer: list[int] = []
+    while len(answer) < n_new and not (answer and answer[-1] in eos):
+        hidden = _hidden(model, prompt, [*prompt.ids, *answer])
+        answer.append(int(model.logits(hidden[-1:])[0].argmax()))
+    return tuple(answer)
+
+
+def _hidden(model: VisionLanguageModel, prompt: Prompt, ids: Sequence[int]) -> torch.Tensor:
+    """(T, D) what the decoder makes of ids (T,) that begin with the prompt's, pictures encoded one by one."""
     rows = at = None
     if prompt.spans:
         pictures = [model.encode_images([image])[0] for image in prompt.images]
         rows = torch.cat([pictures[span.image] for span in prompt.spans])
         at = torch.cat([torch.arange(span.start, span.stop) for span in prompt.spans]).to(model.device)
     spans = tuple((span.start, span.stop) for span in prompt.spans if span.bidirectional)
-    answer: list[int] = []
-    while len(answer) < n_new and not (answer and answer[-1] in eos):
-        ids = torch.tensor([*prompt.ids, *answer], device=model.device)
-        plan = AttentionPlan((len(ids),), (0,), (0,), (spans,))
-        positions = model.positions(len(ids)).to(model.device)
-        hidden = model.hidden(model.embed(ids, rows, at), positions, PlainCache(plan))
-        answer.append(int(model.logits(hidden[-1:])[0].argmax()))
-    return tuple(answer)
+    plan = AttentionPlan((len(ids),), (0,), (0,), (spans,))
+    embeddings = model.embed(torch.tensor(ids, device=model.device), rows, at)
+    return model.hidden(embeddings, model.positions(len(ids)).to(model.device), PlainCache(plan))
+
+
+@torch.inference_mode()
+def logprobs_uncached(model: VisionLanguageModel, prompt: Prompt, text: Sequence[int]) -> list[float]:
+    """The log probability of each id of a text behind a prompt, from one pass over both."""
+    ids = [*prompt.ids, *text]
+    hidden = _hidden(model, prompt, ids)
+    logprobs = model.logits(hidden[len(prompt.ids) - 1 : -1]).float().log_softmax(-1)
+    return [float(row[token]) for row, token in zip(logprobs, text, strict=True)]
 
 
 # --- the invariants ------------------------------------------------------------------------------------------------
@@ -132,8 +148,12 @@ def chunked_equals_whole(subject: Subject) -> None:
 
 
 def pictures_cached_equal_uncached(subject: Subject) -> None:
-    """A picture seen before is not encoded again, and one that may not stay is; the answers are the same."""
-    keeping, dropping = subject.engine(), subject.engine(image_cache_bytes=1, max_step_tokens=7)
+    """A picture seen before is not encoded again, and one that may not stay is; the answers are the same.
+
+    Beginnings are not shared here, as they would spare most pictures.
+    """
+    keeping = subject.engine(prefix_cache_bytes=0)
+    dropping = subject.engine(prefix_cache_bytes=0, image_cache_bytes=1, max_step_tokens=7)
     for engine in (keeping, dropping):
         for _ in range(2):
             assert _ids(engine.complete(subject.requests)) == subject.expected
@@ -142,6 +162,71 @@ def pictures_cached_equal_uncached(subject: Subject) -> None:
     misses, seen = keeping.stats().image_cache_misses, keeping.stats().image_cache_hits
     assert misses >= len(digests) and seen > 0
     assert keeping.stats().image_cache_bytes > dropping.stats().image_cache_bytes == 0
+
+
+def beginnings_shared_equal_alone(subject: Subject) -> None:
+    """Prompts that begin like others, kept or running, go on from those; and so does a second round of questions."""
+    engine, small = subject.engine(), subject.engine(prefix_cache_bytes=1 << 16, max_rows=2, max_step_tokens=16)
+    for each in (engine, small):
+        for _ in range(2):
+            assert _ids(each.complete(subject.requests)) == subject.expected
+        each.check()
+    again = engine.complete(subject.requests)
+    assert all(c.usage.cached_tokens == c.usage.prompt_tokens - 1 for c in again), "all but the last token is kept"
+    engine.check()
+
+
+def follow_ups_equal_alone(subject: Subject) -> None:
+    """A prompt that goes on behind an answer reads only what is new, be its pictures forgotten or not."""
+    engine = subject.engine(image_cache_bytes=1)
+    for prompt, answer in zip(subject.prompts, subject.expected, strict=True):
+        (first,) = engine.complete([(prompt, subject.params)])
+        longer = Prompt((*prompt.ids, *answer, *prompt.ids[-3:]), prompt.images, prompt.spans)
+        encoded = engine.stats().image_cache_misses
+        (second,) = engine.complete([(longer, subject.params)])
+        assert second.ids == uncached(subject.model, longer, NEW_TOKENS, subject.processor.eos_token_ids)
+        assert second.usage.cached_tokens == len(prompt.ids) + len(first.ids) - 1
+        assert engine.stats().image_cache_misses == encoded, "a picture behind what is kept is not looked at again"
+    engine.check()
+
+
+def any_arrivals_equal_alone(subject: Subject) -> None:
+    """Requests that come whenever they like, whatever the limits are, are answered as if each were the only one."""
+    limits = st.fixed_dictionaries(
+        {
+            "max_rows": st.integers(1, 5),
+            "max_step_tokens": st.integers(3, 60),
+            "image_cache_bytes": st.sampled_from([1, 1 << 20]),
+            "prefix_cache_bytes": st.sampled_from([0, 1 << 15, 1 << 24]),
+        }
+    )
+    arrivals = st.lists(st.tuples(st.integers(0, len(subject.prompts) - 1), st.integers(0, 4)), min_size=1, max_size=8)
+
+    @settings(max_examples=12, deadline=None, derandomize=True)
+    @given(limits=limits, arrivals=arrivals)
+    def run(limits: dict[str, int], arrivals: list[tuple[int, int]]) -> None:
+        engine = subject.engine(**limits)
+        submitted = []
+        for which, steps_before in arrivals:
+            for _ in range(steps_before):
+                engine.step()
+            submitted.append((which, engine.submit(subject.prompts[which], subject.params)))
+        engine.wait([request for _, request in submitted])
+        for which, request in submitted:
+            assert request.completions[0].ids == subject.expected[which]
+        engine.check()
+
+    run()
+
+
+def rated_equals_uncached(subject: Subject) -> None:
+    """Texts rated side by side have the probabilities that a pass over each of them alone gives."""
+    texts = [(5,), (5, 6, 7), (8, 9), (5, 6)]
+    engine = subject.engine(max_step_tokens=16)
+    for prompt in subject.prompts:
+        for found, text in zip(engine.score(prompt, texts), texts, strict=True):
+            assert found == pytest.approx(logprobs_uncached(subject.model, prompt, text), abs=2e-4)
+    engine.check()
 
 
 def streamed_equals_whole(subject: Subject) -> None:
@@ -216,6 +301,10 @@ ALL: tuple[Callable[[Subject], None], ...] = (
     batched_equals_alone,
     chunked_equals_whole,
     pictures_cached_equal_uncached,
+    beginnings_shared_equal_alone,
+    follow_ups_equal_alone,
+    any_arrivals_equal_alone,
+    rated_equals_uncached,
     streamed_equals_whole,
     sampled_the_same_whatever_runs,
     joined_and_left_equals_alone,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -72,7 +72,8 @@ class FakeModel(VisionLanguageModel):
     def decoder(self) -> Any:
         return self._decoder
 
-    def encode_images(self, images: Sequence[ImageInput]) -> list[Tensor]:
+    def encoding(self, images: Sequence[ImageInput]) -> Generator[None, None, list[Tensor]]:
+        yield
         self.encoded.append([image.digest for image in images])
         return [torch.from_numpy(image.pixels) for image in images]
 

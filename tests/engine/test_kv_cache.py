@@ -15,16 +15,8 @@ from behold.nn.attention import AttentionPlan, attend_one
 HKV, D = 2, 8
 
 
-def cache(*, rows: int = 6, budget: int = 10_000, layers: int = 2) -> KVCache:
-    return KVCache(
-        n_layers=layers,
-        n_kv_heads=HKV,
-        head_dim=D,
-        max_rows=rows,
-        budget_tokens=budget,
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-    )
+def cache(*, layers: int = 2) -> KVCache:
+    return KVCache(n_layers=layers, n_kv_heads=HKV, head_dim=D, device=torch.device("cpu"), dtype=torch.float32)
 
 
 def random(*shape: int) -> Tensor:
@@ -60,14 +52,9 @@ steps = st.lists(
 )
 
 
-@pytest.mark.parametrize("limit", [0.0, 1.5, 1e9], ids=["one by one", "as it pays", "padded"])
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("heads", [2, 6])
-def test_any_steps_attend_as_over_whole_histories(
-    monkeypatch: pytest.MonkeyPatch, limit: float, window: int | None, heads: int
-) -> None:
-    monkeypatch.setattr(kv_cache, "PADDED_WORK_LIMIT", limit)
-
+def test_any_steps_attend_as_over_whole_histories(window: int | None, heads: int) -> None:
     @given(steps=steps, seed=st.integers(0, 99))
     @settings(max_examples=30, deadline=None)
     def run(steps: list[dict[int, int]], seed: int) -> None:
@@ -77,8 +64,8 @@ def test_any_steps_attend_as_over_whole_histories(
             items = sorted(step.items(), key=lambda item: (item[1] > 1, item[0]))
             slots, lengths = tuple(slot for slot, _ in items), tuple(length for _, length in items)
             plan = AttentionPlan(lengths, tuple(histories.length(slot) for slot in slots), slots)
-            longest = max(context + length for context, length in zip(plan.contexts, lengths, strict=True))
-            under_test.grow(max(slots) + 1, longest, reserved=(6, 64))
+            for slot, context, length in zip(slots, plan.contexts, lengths, strict=True):
+                under_test.grow(slot, context + length, reserve=64)
             q, k, v = random(plan.n_rows, heads, D), random(plan.n_rows, HKV, D), random(plan.n_rows, HKV, D)
             found = under_test.view(plan).attend(0, q, k, v, window=window)
             assert torch.allclose(found, histories.attend(plan, q, k, v, window), atol=1e-5)
@@ -89,7 +76,8 @@ def test_any_steps_attend_as_over_whole_histories(
 def test_spans_that_attend_both_ways() -> None:
     torch.manual_seed(0)
     under_test, histories = cache(layers=1), Histories()
-    under_test.grow(2, 20, reserved=(2, 20))
+    for slot in (0, 1):
+        under_test.grow(slot, 20, reserve=20)
     for plan in (
         AttentionPlan((6, 4), (0, 0), (0, 1), (((1, 4),), ())),
         AttentionPlan((5, 1), (6, 4), (0, 1), (((7, 10),), ())),
@@ -99,53 +87,56 @@ def test_spans_that_attend_both_ways() -> None:
         assert torch.allclose(found, histories.attend(plan, q, k, v, None), atol=1e-5)
 
 
-def test_growing_keeps_what_is_there_and_doubles() -> None:
+@pytest.mark.parametrize("window", [None, 4])
+def test_branches_see_what_is_before_them_and_themselves(window: int | None) -> None:
+    torch.manual_seed(0)
+    under_test = cache(layers=1)
+    under_test.grow(0, 20, reserve=20)
+    context = AttentionPlan((6,), (0,), (0,))
+    old = [random(6, HKV, D) for _ in range(3)]
+    under_test.view(context).attend(0, *old)
+    branches = (3, 1, 2)
+    q, k, v = (random(6, HKV, D) for _ in range(3))
+    found = under_test.view(AttentionPlan((6,), (6,), (0,), branches=(branches,))).attend(0, q, k, v, window=window)
+    start = 0
+    for length in branches:
+        rows = slice(start, start + length)
+        keys, values = (torch.cat([a, b[rows]]).transpose(0, 1) for a, b in ((old[1], k), (old[2], v)))
+        assert torch.allclose(found[rows], attend_one(q[rows], keys, values, window=window), atol=1e-5)
+        start += length
+
+
+def test_a_row_doubles_up_to_what_is_reserved_and_keeps_what_is_there() -> None:
     under_test = cache()
-    shapes = []
+    capacities = []
     for tokens in (10, 64, 65, 200, 500):
-        under_test.grow(1, tokens, reserved=(1, 1000))
-        shapes.append(under_test.shape)
-        under_test.keys[1][0, :, tokens - 1] = tokens
-    assert shapes == [(1, 64), (1, 64), (1, 128), (1, 256), (1, 512)]
-    under_test.grow(3, 500, reserved=(3, 1000))
-    assert under_test.shape == (3, 512)
-    assert [float(under_test.keys[1][0, 0, n - 1, 0]) for n in (10, 64, 65, 200, 500)] == [10, 64, 65, 200, 500]
-    assert all(table.shape[0::2] == (3, 512) for table in (*under_test.keys, *under_test.values))
+        under_test.grow(3, tokens, reserve=600)
+        capacities.append(under_test.rows[3].shape[3])
+        under_test.rows[3][1, 0, :, tokens - 1] = tokens
+    assert capacities == [64, 64, 128, 256, 512]
+    under_test.grow(3, 520, reserve=600)
+    assert under_test.rows[3].shape == (2, 2, HKV, 600, D)
+    assert [float(under_test.rows[3][1, 0, 0, n - 1, 0]) for n in (10, 64, 65, 200, 500)] == [10, 64, 65, 200, 500]
+    under_test.grow(4, 5, reserve=5)
+    assert under_test.n_bytes == 2 * 2 * HKV * D * 4 * (600 + 5)
 
 
-def test_storage_is_no_larger_than_what_is_reserved_or_budgeted() -> None:
-    under_test = cache(budget=400)
-    under_test.grow(1, 300, reserved=(1, 310))
-    assert under_test.shape == (1, 320)
-    under_test.grow(4, 90, reserved=(4, 100))
-    assert under_test.shape == (4, 100), "rows that are over give their length back"
-    under_test.grow(1, 350, reserved=(1, 400))
-    rows, capacity = under_test.shape
-    assert capacity >= 350 and rows * capacity <= 400
-
-
-def test_growing_again_after_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
-    under_test, calls = cache(), iter(range(100))
-    resized = kv_cache._resized
-
-    def interrupted(*args: object) -> Tensor:
-        if next(calls) == 2:
-            raise KeyboardInterrupt
-        return resized(*args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(kv_cache, "_resized", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        under_test.grow(2, 30, reserved=(2, 30))
-    under_test.grow(2, 30, reserved=(2, 30))
-    assert {tuple(table.shape) for table in (*under_test.keys, *under_test.values)} == {(2, HKV, 64, D)}
-
-
-def test_fork_copies_a_part_of_a_row() -> None:
+def test_rows_that_are_not_retained_are_freed() -> None:
     under_test = cache()
-    under_test.grow(2, 10, reserved=(2, 10))
-    under_test.values[1][0, :, :10] = torch.arange(10.0)[:, None]
-    under_test.fork(0, 1, 4, 7)
-    assert under_test.values[1][1, 0, :10, 0].tolist() == [0, 0, 0, 0, 4, 5, 6, 0, 0, 0]
+    for row in range(3):
+        under_test.grow(row, 5, reserve=5)
+    under_test.retain({1, 7})
+    assert list(under_test.rows) == [1]
+
+
+def test_a_part_of_a_row_is_copied() -> None:
+    under_test = cache()
+    for row in (0, 1):
+        under_test.grow(row, 10, reserve=10)
+        under_test.rows[row].zero_()
+    under_test.rows[0][1, 1, 0, :10] = torch.arange(10.0)[:, None]
+    under_test.copy(0, 1, 4, 7)
+    assert under_test.rows[1][1, 1, 0, :10, 0].tolist() == [0, 0, 0, 0, 4, 5, 6, 0, 0, 0]
 
 
 def test_a_ceiling_is_found_on_this_computer(monkeypatch: pytest.MonkeyPatch) -> None:

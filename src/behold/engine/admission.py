@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
+import threading
+from collections.abc import Sequence as Many
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +13,7 @@ from behold.engine.blocks import RowTable
 from behold.engine.guides import Guides
 from behold.engine.params import validate
 from behold.engine.request import Transcript
-from behold.engine.sequence import Sequence
+from behold.engine.sequence import Scoring, Sequence
 from behold.errors import CapacityError, OptionError
 from behold.processing.detokenizer import Detokenizer
 from behold.types import Prompt, SamplingParams
@@ -39,8 +40,9 @@ class Admission:
         self._eos = eos
         self._table = table
         self._bytes_a_token = bytes_a_token
-        self._keys = itertools.count()
         self._guides = None if tokenizer is None else Guides(tokenizer, vocab_size=text.vocab_size)
+        self.next_key = 0
+        self._lock = threading.Lock()
 
     def sequence(self, prompt: Prompt, params: SamplingParams) -> Sequence:
         """The sequence that a request becomes.
@@ -57,7 +59,7 @@ class Admission:
                 "submit those that engine.params.spread makes"
             )
         sequence = Sequence(
-            key=next(self._keys),
+            key=self._key(),
             prompt=prompt,
             params=params,
             limit=self._room(prompt, params),
@@ -70,6 +72,28 @@ class Admission:
         if params.constraint is not None and self._guides is not None:
             sequence.guide = self._guides.guide(params.constraint, sequence.eos)
         return sequence
+
+    def scoring(self, prompt: Prompt, continuations: Many[tuple[int, ...]]) -> Sequence:
+        """The sequence that rates texts; raises as Engine.score does."""
+        if not continuations or not all(continuations):
+            raise OptionError(f"continuations={continuations!r:.80} is not allowed: at least one, none of them empty")
+        top = self._text.vocab_size
+        if not all(0 <= token < top for ids in continuations for token in ids):
+            raise OptionError(f"continuations hold ids outside the vocabulary of {top}")
+        scoring = Scoring(tuple(tuple(ids) for ids in continuations))
+        limit = self._room(prompt, SamplingParams(max_new_tokens=max(map(len, continuations))))
+        if limit < max(map(len, continuations)):
+            raise CapacityError(
+                f"the longest of the texts to rate has more tokens than the context has room for, {limit}"
+            )
+        sequence = Sequence(self._key(), prompt, SamplingParams(), limit, scoring=scoring)
+        self._check_memory(sequence)
+        return sequence
+
+    def _key(self) -> int:
+        with self._lock:
+            self.next_key += 1
+            return self.next_key - 1
 
     def transcript(self, params: SamplingParams) -> Transcript:
         """A fresh one: ids to visible text, under the request's stop strings."""

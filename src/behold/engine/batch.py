@@ -18,6 +18,7 @@ class StepBatch:
 
     ids, positions: (N,) int64. image_rows (M, D) replace the embeddings of the rows `at` (M,); None without pictures.
     sample_rows: (R,) the rows whose logits are wanted, in the order of the chunks that sample; None if that is all N.
+        A chunk of texts to rate wants all of its rows.
     """
 
     ids: Tensor
@@ -42,6 +43,7 @@ def build(
     slots: list[int] = []
     spans: list[tuple[tuple[int, int], ...]] = []
     samples: list[int] = []
+    branches = tuple(tuple(map(len, chunk.branches)) for chunk in chunks for _ in _rows(chunk))
     for chunk in chunks:
         for slot, new in _rows(chunk):
             ids.extend(new)
@@ -50,13 +52,19 @@ def build(
             slots.append(slot)
             spans.append(_both_ways(chunk))
             if chunk.samples:
-                samples.append(len(ids) - 1)
+                samples.extend(range(len(ids) - len(new), len(ids)) if chunk.branches else (len(ids) - 1,))
     image_rows, at = _pictures(chunks, image, device)
-    plan = AttentionPlan(tuple(lengths), tuple(contexts), tuple(slots), tuple(spans) if any(spans) else ())
+    plan = AttentionPlan(
+        tuple(lengths),
+        tuple(contexts),
+        tuple(slots),
+        tuple(spans) if any(spans) else (),
+        branches if any(branches) else (),
+    )
     all_rows = len(samples) == len(ids)
     return StepBatch(
         ids=torch.tensor(ids, device=device),
-        positions=_positions(positions, lengths, contexts),
+        positions=_positions(positions, plan),
         plan=plan,
         image_rows=image_rows,
         at=at,
@@ -70,6 +78,8 @@ def _rows(chunk: Chunk) -> list[tuple[int, list[int]]]:
     sequence = chunk.sequence
     if sequence.beams is not None and sequence.decodes_beams:
         return [(slot, [beam.ids[-1]]) for slot, beam in zip(sequence.slots, sequence.beams.running, strict=True)]
+    if chunk.branches:
+        return [(sequence.slots[0], [token for branch in chunk.branches for token in branch])]
     return [(sequence.slots[0], sequence.ids[chunk.start : chunk.stop])]
 
 
@@ -82,13 +92,18 @@ def _both_ways(chunk: Chunk) -> tuple[tuple[int, int], ...]:
     )
 
 
-def _positions(positions: Tensor, lengths: list[int], contexts: list[int]) -> Tensor:
+def _positions(positions: Tensor, plan: AttentionPlan) -> Tensor:
     """(N,) positions of the rows: slices, which for a single sequence copy nothing."""
-    if len(lengths) == 1:
-        return positions[contexts[0] : contexts[0] + lengths[0]]
-    if all(length == 1 for length in lengths):
-        return positions[torch.tensor(contexts, device=positions.device)]
-    return torch.cat([positions[c : c + n] for c, n in zip(contexts, lengths, strict=True)])
+    runs = [
+        (context, length)
+        for index, (context, whole) in enumerate(zip(plan.contexts, plan.lengths, strict=True))
+        for length in plan.branches_of(index) or (whole,)
+    ]
+    if len(runs) == 1:
+        return positions[runs[0][0] : sum(runs[0])]
+    if all(length == 1 for _, length in runs):
+        return positions[torch.tensor([context for context, _ in runs], device=positions.device)]
+    return torch.cat([positions[context : context + length] for context, length in runs])
 
 
 def _pictures(

@@ -1,67 +1,127 @@
-"""Where each sequence's keys and values live: rows of one table, bounded in number and in memory. No torch.
+"""Where each sequence's keys and values live: rows, bounded in number and in memory, and finished ones kept. No torch.
 
-The table is dense: every row has the same capacity, so it costs rows × capacity places. A sequence reserves what it can
-come to need when it is admitted; thereby memory cannot run out in the middle of an answer. Pages and shared prefixes
-can replace this class behind `fits`, `take` and `give_back`.
+A row grows on its own, up to what its sequence reserved when it was admitted; thereby memory cannot run out in the
+middle of an answer. A finished sequence's row may be kept for those that begin alike; kept rows fill what memory
+running ones leave, and go, least recently used first, when it is wanted.
 """
 
 from __future__ import annotations
 
-import heapq
+import itertools
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+
+FIRST_CAPACITY = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Kept:
+    """A finished row: the symbols (T,) its T places hold keys and values of, and the places it takes in memory."""
+
+    symbols: np.ndarray
+    places: int
 
 
 class RowTable:
-    """Which rows are free, who reserved how much, and what shape the storage must be able to take.
+    """Which rows there are, who reserved how much, and what finished ones hold. Row numbers are never used twice.
 
-    max_rows: rows at most. budget_tokens: rows × capacity at most.
+    max_rows: rows of running sequences at most. budget_tokens: places of all rows at most. keep_tokens: places of kept
+    rows at most.
     """
 
-    def __init__(self, *, max_rows: int, budget_tokens: int) -> None:
+    def __init__(self, *, max_rows: int, budget_tokens: int, keep_tokens: int = 0) -> None:
         self.max_rows = max_rows
         self.budget_tokens = budget_tokens
-        self._free = list(range(max_rows))  # a heap: the lowest row first keeps the rows in use close together
+        self.keep_tokens = min(keep_tokens, budget_tokens)
+        self.kept: OrderedDict[int, Kept] = OrderedDict()  # the least recently used first
         self._reserved: dict[int, int] = {}
+        self._numbers = itertools.count()
 
     @property
     def n_free(self) -> int:
-        return len(self._free)
+        return self.max_rows - len(self._reserved)
 
     @property
     def n_used(self) -> int:
         return len(self._reserved)
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(rows, capacity) that cover everything reserved now."""
-        if not self._reserved:
-            return 0, 0
-        return max(self._reserved) + 1, max(self._reserved.values())
+    def rows(self) -> set[int]:
+        """Every row that holds something or may come to."""
+        return {*self._reserved, *self.kept}
+
+    @property
+    def running_places(self) -> int:
+        return sum(self._reserved.values())
+
+    def reserved(self, row: int) -> int:
+        """Places that a running row may come to need."""
+        return self._reserved[row]
 
     def can_ever_fit(self, rows: int, reserve: int) -> bool:
         """Whether an empty table could take it."""
         return rows <= self.max_rows and rows * reserve <= self.budget_tokens
 
     def fits(self, rows: int, reserve: int) -> bool:
-        """Whether `rows` rows of `reserve` places can be had now."""
-        if rows > len(self._free):
-            return False
-        high, capacity = self.shape
-        high = max(high, heapq.nsmallest(rows, self._free)[-1] + 1)
-        return high * max(capacity, reserve) <= self.budget_tokens
+        """Whether `rows` rows of `reserve` places can be had now, by letting kept rows go if need be."""
+        return rows <= self.n_free and self.running_places + rows * reserve <= self.budget_tokens
 
     def take(self, rows: int, reserve: int) -> tuple[int, ...]:
-        """The rows, lowest first. Call `fits` before."""
+        """New rows. Call `fits` before."""
         assert self.fits(rows, reserve), "take() without fits()"
-        slots = tuple(heapq.heappop(self._free) for _ in range(rows))
-        self._reserved.update(dict.fromkeys(slots, reserve))
-        return slots
+        taken = tuple(itertools.islice(self._numbers, rows))
+        self._reserved.update(dict.fromkeys(taken, reserve))
+        self._shrink()
+        return taken
 
-    def give_back(self, slots: tuple[int, ...]) -> None:
-        for slot in slots:
-            del self._reserved[slot]
-            heapq.heappush(self._free, slot)
+    def take_over(self, row: int, reserve: int) -> None:
+        """A kept row runs again, for a sequence that begins as it does. Call `fits(1, reserve)` before."""
+        assert self.fits(1, reserve), "take_over() without fits()"
+        del self.kept[row]
+        self._reserved[row] = reserve
+        self._shrink()
+
+    def give_back(self, rows: tuple[int, ...]) -> None:
+        for row in rows:
+            del self._reserved[row]
+
+    def keep(self, row: int, symbols: np.ndarray) -> None:
+        """A running row is finished and stays as it is, holding keys and values of `symbols` (T,)."""
+        places = capacity(len(symbols), self._reserved.pop(row))
+        if len(symbols) > 0 and places <= self.keep_tokens:
+            self.kept[row] = Kept(symbols, places)
+            self._shrink()
+
+    def touch(self, row: int) -> None:
+        """A kept row was of use."""
+        if row in self.kept:
+            self.kept.move_to_end(row)
+
+    def forget_kept(self) -> None:
+        """Let all kept rows go."""
+        self.kept.clear()
 
     def check(self) -> None:
-        """Our own bookkeeping: free + used = total, and no row is both."""
-        assert len(self._free) + len(self._reserved) == self.max_rows, (self._free, self._reserved)
-        assert set(self._free).isdisjoint(self._reserved), (self._free, self._reserved)
+        """Our own bookkeeping: within bounds, and no row is both running and kept."""
+        assert self.n_free >= 0, self._reserved
+        assert self._reserved.keys().isdisjoint(self.kept), (self._reserved, self.kept)
+        assert self._kept_places <= self._room_to_keep, (self._kept_places, self._room_to_keep)
+
+    @property
+    def _kept_places(self) -> int:
+        return sum(kept.places for kept in self.kept.values())
+
+    @property
+    def _room_to_keep(self) -> int:
+        return min(self.keep_tokens, self.budget_tokens - self.running_places)
+
+    def _shrink(self) -> None:
+        while self.kept and self._kept_places > self._room_to_keep:
+            self.kept.popitem(last=False)
+
+
+def capacity(needed: int, reserve: int) -> int:
+    """Places that a row of `needed` tokens takes: doubled as it grows, never more than was reserved."""
+    return min(max(FIRST_CAPACITY, 1 << (needed - 1).bit_length()), max(needed, reserve))

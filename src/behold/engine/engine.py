@@ -17,9 +17,10 @@ from behold.engine.blocks import RowTable
 from behold.engine.kv_cache import budget_bytes
 from behold.engine.request import Request
 from behold.engine.runner import Runner, StepOutput
-from behold.engine.scheduler import Scheduler
+from behold.engine.scheduler import Scheduler, Step
 from behold.engine.sequence import Chunk, Sequence
-from behold.errors import BeholdError, OptionError
+from behold.engine.stats import Counters, EngineStats, Estimate
+from behold.errors import BeholdError, BusyError, OptionError
 from behold.models.base import VisionLanguageModel
 from behold.processing.tokenizer import Tokenizer
 from behold.types import Completion, Delta, Prompt, SamplingParams
@@ -30,31 +31,20 @@ class EngineOptions:
     """Limits of one engine.
 
     max_rows: sequences that run at once (a beam search takes num_beams of them).
-    max_step_tokens: prompt tokens of one step; longer prompts are read in chunks.
+    max_waiting: requests that may wait for a row; further ones are refused. None: any number.
+    max_step_tokens: prompt tokens of one step; longer prompts are read in chunks. None: 512 on a CPU, which is where
+        a larger product gains nothing there, else 2048. As many places of pictures go through the tower together.
     kv_cache_bytes: memory for keys and values; None takes up to half of what is free on the device.
+    prefix_cache_bytes: how much of that finished sequences may fill, for those that begin alike; 0 keeps nothing.
     image_cache_bytes: memory for image embeddings that are kept for a next time.
     """
 
     max_rows: int = 16
-    max_step_tokens: int = 2048
+    max_waiting: int | None = None
+    max_step_tokens: int | None = None
     kv_cache_bytes: int | None = None
+    prefix_cache_bytes: int = 1 << 30
     image_cache_bytes: int = 256 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """What the engine has done and holds."""
-
-    waiting: int
-    running: int
-    rows_free: int
-    steps: int
-    prompt_tokens: int
-    new_tokens: int
-    kv_cache_bytes: int
-    image_cache_bytes: int
-    image_cache_hits: int
-    image_cache_misses: int
 
 
 class Engine:
@@ -68,9 +58,16 @@ class Engine:
         eos_token_ids: frozenset[int],
         options: EngineOptions = EngineOptions(),
     ) -> None:
-        bytes_a_token = kv_bytes_a_token(model)
+        self._bytes_a_token = bytes_a_token = kv_bytes_a_token(model)
+        self._bytes_an_image_token = model.decoder.embed_tokens.weight.shape[1] * model.dtype.itemsize
         kv_bytes = budget_bytes(model.device) if options.kv_cache_bytes is None else options.kv_cache_bytes
-        self._table = RowTable(max_rows=options.max_rows, budget_tokens=kv_bytes // bytes_a_token)
+        step_tokens = options.max_step_tokens or (512 if model.device.type == "cpu" else 2048)
+        self._options = options
+        self._table = RowTable(
+            max_rows=options.max_rows,
+            budget_tokens=kv_bytes // bytes_a_token,
+            keep_tokens=options.prefix_cache_bytes // bytes_a_token,
+        )
         self._admission = Admission(
             model.config.text,
             tokenizer=tokenizer,
@@ -78,13 +75,20 @@ class Engine:
             table=self._table,
             bytes_a_token=bytes_a_token,
         )
-        self._runner = Runner(model, table=self._table, image_cache_bytes=options.image_cache_bytes)
-        self._scheduler = Scheduler(self._table, max_step_tokens=options.max_step_tokens)
+        self._runner = Runner(
+            model, table=self._table, image_cache_bytes=options.image_cache_bytes, max_image_tokens=step_tokens
+        )
+        self._scheduler = Scheduler(
+            self._table,
+            self._runner,
+            max_step_tokens=step_tokens,
+            max_image_tokens=options.image_cache_bytes // self._bytes_an_image_token,
+        )
         self._requests: dict[int, Request] = {}
         # One lock for all state but tensors; those belong to the driver, the one thread that is inside a step.
         self._turn = threading.Condition()
         self._driver: int | None = None
-        self._steps = self._prompt_tokens = self._new_tokens = 0
+        self._counters = Counters()
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
@@ -96,6 +100,7 @@ class Engine:
         Raises:
             OptionError: an option is out of range, clashes with another, or needs a tokenizer that is not there.
             CapacityError: the prompt is longer than the context, or the request needs more memory than there is.
+            BusyError: `max_waiting` requests wait already.
         """
         return self._queue(self._admission.sequence(prompt, params), on_news)
 
@@ -157,6 +162,31 @@ class Engine:
             for request in ahead.values():
                 self.cancel(request)
 
+    def estimate(self, prompt: Prompt, params: SamplingParams) -> Estimate:
+        """What a request would cost now; nothing is run.
+
+        Raises:
+            OptionError, CapacityError: as `submit`.
+        """
+        sequence = self._admission.sequence(prompt, params)
+        with self._turn:
+            cached = self._scheduler.match(sequence).length
+            unseen = {
+                picture.digest: picture.n_tokens
+                for picture in (prompt.images[span.image] for span in prompt.spans if span.stop > cached)
+                if not self._runner.ready(picture.digest)
+            }
+            waiting = bool(self._scheduler.waiting) or not self._table.fits(sequence.rows, sequence.reserve)
+        return Estimate(
+            prompt_tokens=sequence.n_prompt,
+            image_tokens=prompt.image_tokens,
+            cached_tokens=cached,
+            max_new_tokens=sequence.limit,
+            kv_bytes=sequence.rows * sequence.reserve * self._bytes_a_token,
+            image_bytes=sum(unseen.values()) * self._bytes_an_image_token,
+            fits=not waiting,
+        )
+
     # --- whole answers ----------------------------------------------------------------------------------------------
 
     def stream(self, prompt: Prompt, params: SamplingParams) -> Generator[Delta, None, None]:
@@ -193,6 +223,20 @@ class Engine:
         (request,) = self._run([self._admission.sequence(prompt, params)])
         return list(request.completions)
 
+    def score(self, prompt: Prompt, continuations: Many[tuple[int, ...]]) -> list[tuple[float, ...]]:
+        """How likely each of several texts is to follow the prompt, from one reading of it.
+
+        Returns for each continuation the natural logarithm of the probability of each of its ids, given the prompt
+        and the ids before.
+
+        Raises:
+            OptionError: no continuation, an empty one, or ids outside the vocabulary.
+            CapacityError: as `submit`.
+        """
+        (request,) = self._run([self._admission.scoring(prompt, continuations)])
+        assert request.sequence.scoring is not None
+        return [tuple(found) for found in request.sequence.scoring.logprobs]
+
     def _run(self, sequences: Many[Sequence], on_done: Callable[[int, Request], object] | None = None) -> list[Request]:
         """Queue and wait; whatever breaks in, in the middle of queueing too, cancels all that is not over."""
         requests: list[Request] = []
@@ -226,9 +270,10 @@ class Engine:
                 if unless():
                     return False
                 self._driver = me
-            chunks = self._schedule()
-            output = self._runner.run(chunks)
-            self._record(chunks, output)
+            begin = time.perf_counter()
+            step = self._schedule()
+            output = self._runner.run(step)
+            self._record(step, output, time.perf_counter() - begin)
         except Exception as error:
             self._fail(error)
         finally:
@@ -240,21 +285,23 @@ class Engine:
                     self._turn.notify_all()
         return True
 
-    def _schedule(self) -> list[Chunk]:
+    def _schedule(self) -> Step:
         with self._turn:
-            chunks = self._scheduler.schedule()
-            assert chunks, "a step without work"
+            step = self._scheduler.schedule()
+            assert step.chunks or step.pictures, "a step without work"
             now = time.perf_counter()
-            for chunk in chunks:
-                clock = self._requests[chunk.sequence.key].clock
+            for sequence in (*(chunk.sequence for chunk in step.chunks), *step.looking):
+                clock = self._requests[sequence.key].clock
                 clock.started = clock.started or now
-            return chunks
+            return step
 
-    def _record(self, chunks: list[Chunk], output: StepOutput) -> None:
+    def _record(self, step: Step, output: StepOutput, seconds: float) -> None:
         """Move every sequence on by what the step found. An error ends the request where it happens, no other."""
         with self._turn:
-            self._steps += 1
-            for chunk in chunks:
+            self._count(step, seconds)
+            for key, spent in output.vision_s.items():
+                self._requests[key].clock.vision_s += spent
+            for chunk in step.chunks:
                 request = self._requests[chunk.sequence.key]
                 if request.done:  # cancelled while the step ran
                     continue
@@ -266,26 +313,38 @@ class Engine:
                     if not plain:
                         raise
 
+    def _count(self, step: Step, seconds: float) -> None:
+        answering = sum(chunk.sequence.answering for chunk in step.chunks)
+        read = sum(chunk.length for chunk in step.chunks if not chunk.sequence.answering)
+        self._scheduler.pace.record(seconds, decoding=answering, prompt_tokens=read, pictures=bool(step.pictures))
+        self._counters.step(prompt_tokens=read)
+
     def _record_one(self, request: Request, chunk: Chunk, output: StepOutput) -> None:
         sequence = chunk.sequence
-        request.clock.vision_s += output.vision_s.get(sequence.key, 0.0)
-        self._prompt_tokens += max(0, min(chunk.stop, sequence.n_prompt) - chunk.start)
-        sequence.computed = chunk.stop
+        if sequence.computed < sequence.n_prompt <= chunk.stop:
+            self._counters.prompt(cached=sequence.cached + max(0, chunk.start - sequence.computed))
+        sequence.cached += chunk.start - sequence.computed
+        if not chunk.branches:
+            sequence.computed = chunk.stop
         self._runner.recorded(sequence)
         if sequence.key in output.sampled:
             chosen = output.sampled[sequence.key]
             if sequence.guide is not None:
                 sequence.guide.accept(chosen.id)
             sequence.ids.append(chosen.id)
-            self._new_tokens += 1
+            sequence.began = sequence.began or self._admission.next_key
+            self._counters.token()
             request.add(chosen.id, chosen.logprob)
         elif sequence.beams is not None and sequence.key in output.candidates:
             parents = sequence.beams.advance(output.candidates[sequence.key])
-            self._new_tokens += len(parents)
+            sequence.began = sequence.began or self._admission.next_key
+            self._counters.token(len(parents))
             if sequence.beams.done:
                 request.finish_beams()
             else:
                 self._runner.follow(sequence, parents)
+        elif sequence.scoring is not None and sequence.key in output.ratings:
+            request.add_ratings(output.ratings[sequence.key])
 
     def _fail(self, error: Exception) -> None:
         """End all running requests with the error; where none runs, those that wait, lest the error come forever."""
@@ -297,12 +356,18 @@ class Engine:
         for key, request in list(self._requests.items()):
             # Taken out first: a stream that the garbage collector closes may call this in the middle of itself.
             if request.done and self._requests.pop(key, None) is not None:
-                self._scheduler.finish(request.sequence)
+                self._scheduler.finish(request.sequence, keep=request.error is None)
                 self._runner.forget(request.sequence)
 
     def _queue(self, sequence: Sequence, on_news: Callable[[], object] | None = None) -> Request:
         request = Request(sequence, lambda: self._admission.transcript(sequence.params), on_news)
         with self._turn:
+            limit, waiting = self._options.max_waiting, len(self._scheduler.waiting)
+            if limit is not None and waiting >= limit and not self._table.fits(sequence.rows, sequence.reserve):
+                raise BusyError(
+                    f"{waiting} requests wait already, and {limit} may (EngineOptions.max_waiting): try again later",
+                    retry_after_s=self._counters.seconds_a_request * waiting / self._options.max_rows or 1.0,
+                )
             self._requests[sequence.key] = request
             self._scheduler.add(sequence)
         return request
@@ -312,18 +377,22 @@ class Engine:
     def stats(self) -> EngineStats:
         """Counts since the start, and what is held now."""
         with self._turn:
-            images = self._runner.images
+            images, counters = self._runner.images, self._counters
             return EngineStats(
                 waiting=len(self._scheduler.waiting),
                 running=len(self._scheduler.running),
                 rows_free=self._table.n_free,
-                steps=self._steps,
-                prompt_tokens=self._prompt_tokens,
-                new_tokens=self._new_tokens,
+                steps=counters.steps,
+                prompt_tokens=counters.prompt_tokens,
+                cached_tokens=counters.cached_tokens,
+                new_tokens=counters.new_tokens,
+                prefix_hits=counters.prefix_hits,
+                prefix_misses=counters.prefix_misses,
                 kv_cache_bytes=self._runner.cache.n_bytes,
                 image_cache_bytes=images.n_bytes,
                 image_cache_hits=images.stats.hits,
                 image_cache_misses=images.stats.misses,
+                tokens_per_s=counters.tokens_per_s(),
             )
 
     def check(self) -> None:

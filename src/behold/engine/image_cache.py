@@ -50,6 +50,10 @@ class ImageCache:
         """Somebody needs it until unpin(); pins are counted. May come before put()."""
         self._pins[digest] += 1
 
+    def pinned(self, digest: str) -> bool:
+        """Whether somebody needs it, be it there or not yet."""
+        return digest in self._pins
+
     def unpin(self, digest: str) -> None:
         self._pins[digest] -= 1
         assert self._pins[digest] >= 0, digest

@@ -165,6 +165,16 @@ class Request:
         self._deltas.append(last)
         self._on_news()
 
+    def add_ratings(self, logprobs: list[list[float]]) -> None:
+        """What is known of the texts to rate: their first ids', then all the others'. Ends when nothing is left."""
+        scoring = self.sequence.scoring
+        assert scoring is not None
+        self.clock.first_token = self.clock.first_token or time.perf_counter()
+        known = scoring.logprobs or [[] for _ in logprobs]
+        scoring.logprobs = [[*old, *new] for old, new in zip(known, logprobs, strict=True)]
+        if all(len(k) == len(ids) for k, ids in zip(scoring.logprobs, scoring.continuations, strict=True)):
+            self._publish((), "", (), "end")
+
     def _whole(self, ids: tuple[int, ...]) -> Completion:
         transcript, ends = self._new_text(), bool(ids) and ids[-1] in self.sequence.eos
         text = "".join(transcript.add(token) for token in (ids[:-1] if ends else ids)) + transcript.finish()
@@ -178,7 +188,7 @@ class Request:
         return guide is None or reason == "end" or (reason != "stop_string" and guide.may_end)
 
     def _usage(self, n_new: int) -> Usage:
-        return Usage(self.sequence.n_prompt, n_new, self.sequence.prompt.image_tokens)
+        return Usage(self.sequence.n_prompt, n_new, self.sequence.prompt.image_tokens, self.sequence.cached)
 
     def _publish(
         self, ids: tuple[int, ...], text: str, logprobs: tuple[TokenLogprob, ...], reason: EndedBy | None

@@ -1,4 +1,4 @@
-"""Runs one step's chunks through the model: pictures, embeddings, decoder, choice. Holds all tensors of the engine.
+"""Runs one step through the model: pictures, embeddings, decoder, choice. Holds all tensors of the engine.
 
 Running a step changes no sequence. If it is broken off, the same step can be run again: keys and values are written to
 the same places, and draws depend on seed and count only.
@@ -16,27 +16,33 @@ from torch import Tensor
 from behold.engine import batch, beams
 from behold.engine.beams import Beam, Candidate
 from behold.engine.blocks import RowTable
+from behold.engine.encoder import Encoder
 from behold.engine.image_cache import ImageCache
 from behold.engine.kv_cache import KVCache
 from behold.engine.sampler import Sampled, Sampler, processed, reads_history
-from behold.engine.sequence import Chunk, Sequence
+from behold.engine.scheduler import Step
+from behold.engine.sequence import Chunk, Scoring, Sequence
 from behold.models.base import VisionLanguageModel
-from behold.types import ImageInput
 
 
 @dataclass(slots=True)
 class StepOutput:
-    """What a step found, by sequence key: the chosen ids, the beam candidates, and seconds spent on pictures."""
+    """What a step found, by sequence key: the chosen ids, the beam candidates, the log probabilities of texts to rate,
+    and seconds spent on pictures.
+    """
 
     sampled: dict[int, Sampled] = field(default_factory=dict)
     candidates: dict[int, list[Candidate]] = field(default_factory=dict)
+    ratings: dict[int, list[list[float]]] = field(default_factory=dict)
     vision_s: dict[int, float] = field(default_factory=dict)
 
 
 class Runner:
     """The tensors: KV rows, image embeddings, positions, random numbers."""
 
-    def __init__(self, model: VisionLanguageModel, *, table: RowTable, image_cache_bytes: int) -> None:
+    def __init__(
+        self, model: VisionLanguageModel, *, table: RowTable, image_cache_bytes: int, max_image_tokens: int
+    ) -> None:
         self._model = model
         self._table = table
         text = model.config.text
@@ -45,29 +51,49 @@ class Runner:
             n_layers=text.num_hidden_layers,
             n_kv_heads=text.num_key_value_heads,
             head_dim=text.head_dim,
-            max_rows=table.max_rows,
-            budget_tokens=table.budget_tokens,
             device=model.device,
             dtype=model.dtype,
         )
         self.images = ImageCache(image_cache_bytes)
+        self._encoder = Encoder(model, self.images, max_tokens=max_image_tokens)
         self._pins: dict[int, set[str]] = {}
         self._positions = torch.empty(0, dtype=torch.long, device=self.device)
         self._sampler = Sampler(self.device)
 
     @torch.inference_mode()
-    def run(self, chunks: Many[Chunk]) -> StepOutput:
-        """One pass over all chunks."""
+    def run(self, step: Step) -> StepOutput:
+        """Pictures first, for as long as the step says, then one pass over all chunks."""
         output = StepOutput()
-        self._encode_pictures(chunks, output)
+        self.cache.retain(self._table.rows)
+        if step.pictures:
+            self._encode(step, output)
+        if not step.chunks:
+            return output
+        chunks = step.chunks
         self._make_room(chunks)
-        step = batch.build(chunks, self._positions, self.images.__getitem__, self.device)
-        embeddings = self._model.embed(step.ids, step.image_rows, step.at)
-        hidden = self._model.hidden(embeddings, step.positions, self.cache.view(step.plan))
-        if step.n_samples:
-            wanted = hidden if step.sample_rows is None else hidden.index_select(0, step.sample_rows)
-            self._choose(self._model.logits(wanted), [c.sequence for c in chunks if c.samples], output)
+        tensors = batch.build(chunks, self._positions, self.images.__getitem__, self.device)
+        embeddings = self._model.embed(tensors.ids, tensors.image_rows, tensors.at)
+        hidden = self._model.hidden(embeddings, tensors.positions, self.cache.view(tensors.plan))
+        if tensors.n_samples:
+            wanted = hidden if tensors.sample_rows is None else hidden.index_select(0, tensors.sample_rows)
+            self._choose(self._model.logits(wanted), [c for c in chunks if c.samples], output)
         return output
+
+    # --- pictures: what the scheduler asks ----------------------------------------------------------------------------
+
+    def hold(self, sequence: Sequence, digest: str) -> None:
+        """See scheduler.Pictures."""
+        pins = self._pins.setdefault(sequence.key, set())
+        if digest not in pins:
+            pins.add(digest)
+            known = digest in self.images or self.images.pinned(digest)  # pinned: on its way for somebody else
+            self.images.pin(digest)
+            self.images.stats.hits += known
+            self.images.stats.misses += not known
+
+    def ready(self, digest: str) -> bool:
+        """See scheduler.Pictures."""
+        return digest in self.images
 
     def recorded(self, sequence: Sequence) -> None:
         """After a sequence has moved on: pictures that lie behind it may go."""
@@ -99,7 +125,7 @@ class Runner:
                 order.append(slots[parent])
             else:
                 order.append(free.pop())
-                self.cache.fork(slots[parent], order[-1], start, sequence.computed)
+                self.cache.copy(slots[parent], order[-1], start, sequence.computed)
         sequence.slots = tuple(order)
 
     def check(self, live: frozenset[int]) -> None:
@@ -107,53 +133,42 @@ class Runner:
         self.images.check()
         assert self._pins.keys() <= live, (set(self._pins), live)
 
-    def _encode_pictures(self, chunks: Many[Chunk], output: StepOutput) -> None:
-        """Embeddings of every picture that the chunks touch; those not seen before in one call for all requests."""
-        unseen: dict[str, ImageInput] = {}
-        waiting: set[int] = set()
-        for chunk in chunks:
-            sequence = chunk.sequence
-            for span in sequence.prompt.spans:
-                if span.stop <= chunk.start or span.start >= chunk.stop:
-                    continue
-                picture = sequence.prompt.images[span.image]
-                known = picture.digest in self.images
-                if not known:
-                    unseen[picture.digest] = picture
-                    waiting.add(sequence.key)
-                if self._pin(sequence.key, picture.digest):
-                    self.images.stats.hits += known
-                    self.images.stats.misses += not known
-        if not unseen:
-            return
+    def _encode(self, step: Step, output: StepOutput) -> None:
         begin = time.perf_counter()
-        embeddings = self._model.encode_images(list(unseen.values()))
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # else the time would be counted to the text
-        for digest, rows in zip(unseen, embeddings, strict=True):
-            self.images.put(digest, rows)
-        output.vision_s = dict.fromkeys(waiting, time.perf_counter() - begin)
+        digests = self._encoder.run(step.pictures, step.pictures_s)
+        seconds = time.perf_counter() - begin
+        for sequence in step.looking:
+            if any(picture.digest in digests for picture in sequence.prompt.images):
+                output.vision_s[sequence.key] = seconds
 
     def _make_room(self, chunks: Many[Chunk]) -> None:
-        rows = 1 + max(slot for chunk in chunks for slot in chunk.sequence.slots)
+        """Storage for what the chunks write, with the beginnings they share with other rows."""
+        for chunk in chunks:
+            for slot in chunk.sequence.slots:
+                self.cache.grow(slot, chunk.stop, reserve=self._table.reserved(slot))
+            if chunk.source is not None:
+                self.cache.copy(chunk.source, chunk.sequence.slots[0], chunk.sequence.computed, chunk.start)
         longest = max(chunk.stop for chunk in chunks)
-        self.cache.grow(rows, longest, reserved=self._table.shape)
         if longest > self._positions.shape[0]:
             self._positions = self._model.positions(max(longest, 2 * self._positions.shape[0])).to(self.device)
 
-    def _choose(self, logits: Tensor, sequences: list[Sequence], output: StepOutput) -> None:
-        """logits: (R, V), one row a sequence, or one a running beam."""
+    def _choose(self, logits: Tensor, chunks: list[Chunk], output: StepOutput) -> None:
+        """logits: (R, V), for each chunk a row, or one a running beam, or one a token of the texts to rate."""
         singles: list[Sequence] = []
         rows: list[int] = []
         row = 0
-        for sequence in sequences:
-            if sequence.beams is None:
+        for chunk in chunks:
+            sequence = chunk.sequence
+            if sequence.scoring is not None:
+                n = chunk.length if chunk.branches else 1
+                output.ratings[sequence.key] = ratings(logits[row : row + n], sequence.scoring)
+            elif sequence.beams is not None:
+                n = len(sequence.beams.running)
+                output.candidates[sequence.key] = self._continuations(logits[row : row + n], sequence)
+            else:
+                n = 1
                 singles.append(sequence)
                 rows.append(row)
-                row += 1
-                continue
-            n = len(sequence.beams.running)
-            output.candidates[sequence.key] = self._continuations(logits[row : row + n], sequence)
             row += n
         if singles:
             wanted = logits if len(rows) == row else logits[rows]
@@ -172,18 +187,25 @@ class Runner:
 
         return beams.candidates(logits, sequence.beams, process)
 
-    def _pin(self, key: int, digest: str) -> bool:
-        """False where this sequence holds it already."""
-        pins = self._pins.setdefault(key, set())
-        if digest in pins:
-            return False
-        pins.add(digest)
-        self.images.pin(digest)
-        return True
-
     def _unpin(self, key: int, digests: set[str]) -> None:
         for digest in digests:
             self._pins[key].discard(digest)
             self.images.unpin(digest)
         if not self._pins.get(key, True):
             del self._pins[key]
+
+
+def ratings(logits: Tensor, scoring: Scoring) -> list[list[float]]:
+    """Natural logarithms of the probabilities of what is next of each text.
+
+    logits: (1, V) behind the prompt: one number a text, its first id's; or (N, V) at the N places of the texts'
+    branches: those of all further ids.
+    """
+    logprobs = logits.float().log_softmax(-1)
+    if not scoring.logprobs:
+        first = logprobs[0, torch.tensor([ids[0] for ids in scoring.continuations], device=logits.device)]
+        return [[value] for value in first.tolist()]
+    wanted = [token for ids in scoring.continuations for token in ids[1:]]
+    picked = logprobs.gather(1, torch.tensor(wanted, device=logits.device)[:, None])[:, 0].tolist()
+    numbers = iter(picked)
+    return [[next(numbers) for _ in ids[1:]] for ids in scoring.continuations]

@@ -1,17 +1,49 @@
-"""Who runs in the next step, and how many tokens of it. Plain objects and integers, no torch.
+"""Who runs in the next step, how many tokens of it, and whose pictures are looked at. Plain objects, no torch.
 
-Order of service: every running answer gets its next token first, then prompts that have begun, then waiting ones as
-long as rows, cache memory and the step's token budget last. Waiting requests are taken in the order they came; one that
-does not fit yet holds back those behind it, so nobody starves.
+Waiting requests are let in in the order they came, as long as rows and memory last; one that does not fit yet holds
+back those behind it, so nobody starves. An answer that runs yields to prompts that came before it began, which are
+read at full speed; prompts that came later are read in portions beside it (engine/pace.py).
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Protocol
 
+from behold.engine import prefix
 from behold.engine.blocks import RowTable
+from behold.engine.pace import Pace
+from behold.engine.prefix import Match, Source
 from behold.engine.sequence import Chunk, Sequence
+from behold.types import ImageInput
+
+PICTURES_S = 0.5  # seconds on pictures between two looks at the queue, when no answer has to be kept going
+STILL_THERE_S = 4.0  # an answer that yields gets a token at least so often
+
+
+class Pictures(Protocol):
+    """What the scheduler knows of image embeddings."""
+
+    def hold(self, sequence: Sequence, digest: str) -> None:
+        """The sequence will need it: once there, it stays until the sequence is past it or over."""
+
+    def ready(self, digest: str) -> bool:
+        """Whether its embeddings are there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """chunks: tokens to run, answers first. pictures: what to encode, for about `pictures_s` seconds, the most urgent
+    first; `looking` are the sequences that wait for them.
+    """
+
+    chunks: tuple[Chunk, ...]
+    pictures: tuple[ImageInput, ...] = ()
+    pictures_s: float = 0.0
+    looking: tuple[Sequence, ...] = ()
 
 
 class Scheduler:
@@ -19,13 +51,29 @@ class Scheduler:
 
     max_step_tokens: prompt tokens of one step at most, beside one token for each running answer. A span that attends
     both ways and is longer than that still runs, alone and whole.
+    max_image_tokens: places of pictures, of all running prompts that are not read yet, at most; a larger prompt runs
+    without another such.
     """
 
-    def __init__(self, table: RowTable, *, max_step_tokens: int) -> None:
+    def __init__(
+        self,
+        table: RowTable,
+        pictures: Pictures,
+        *,
+        max_step_tokens: int,
+        max_image_tokens: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.table = table
         self.max_step_tokens = max_step_tokens
+        self.max_image_tokens = max_image_tokens
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self.pace = Pace()
+        self._pictures = pictures
+        self._clock = clock
+        self._last_answers = 0.0  # when answers last had a step
+        self._read_last = False  # whether the last step read tokens, where pictures waited too
 
     @property
     def has_work(self) -> bool:
@@ -34,22 +82,49 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
 
-    def schedule(self) -> list[Chunk]:
-        """The next step's chunks, decoding ones first, in the order of their rows. Moves no sequence on."""
+    def schedule(self) -> Step:
+        """The next step. Moves no sequence on."""
         self._admit()
-        decoding = [sequence for sequence in self.running if sequence.pending == 1]
-        decoding.sort(key=lambda sequence: sequence.slots)  # neighbours in the cache are neighbours in the batch
-        chunks = [Chunk(sequence, sequence.computed, 1) for sequence in decoding]
-        return chunks + self._prefills()
+        answers = [Chunk(s, s.computed, 1) for s in self.running if s.answering]
+        prompts = [sequence for sequence in self.running if not sequence.answering]
+        yielding = _yielding(prompts, answers)
+        reading = self._reading(prompts, self.pace.portion(self.max_step_tokens) if yielding else self.max_step_tokens)
+        looking, pictures = self._looking(prompts)
+        if reading and pictures:  # in turns, so that neither waits for ever
+            self._read_last = not self._read_last
+            reading, pictures = (reading, ()) if self._read_last else ([], pictures)
+        now = self._clock()
+        if answers and pictures and not yielding and now < self._last_answers + STILL_THERE_S:
+            answers = []
+        if answers:
+            self._last_answers = now
+        seconds = self.pace.pictures_s if yielding else PICTURES_S
+        return Step((*answers, *reading), pictures, seconds, looking if pictures else ())
 
-    def finish(self, sequence: Sequence) -> None:
-        """Forget a sequence, waiting or running, and free its rows."""
+    def finish(self, sequence: Sequence, *, keep: bool) -> None:
+        """Forget a sequence, waiting or running. `keep`: its row stays for those that begin alike."""
         if sequence in self.running:
             self.running.remove(sequence)
-            self.table.give_back(sequence.slots)
+            if keep and sequence.beams is None:
+                held = prefix.extended(sequence.symbols, sequence.ids[sequence.n_prompt :], sequence.computed)
+                self.table.keep(sequence.slots[0], held)
+            else:
+                self.table.give_back(sequence.slots)
             sequence.slots = ()
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
+
+    def match(self, sequence: Sequence) -> Match:
+        """What of the prompt is there to begin from, kept or in a running row."""
+        if not self.table.keep_tokens:
+            return Match()
+        kept = (Source(row, held.symbols, len(held.symbols)) for row, held in self.table.kept.items())
+        running = (
+            Source(other.slots[0], other.symbols, min(other.computed, other.n_prompt))
+            for other in self.running
+            if other is not sequence and other.slots and other.key < sequence.key and not other.decodes_beams
+        )
+        return prefix.best(sequence.symbols, (*kept, *running), sequence.prompt.spans)
 
     def check(self) -> None:
         """Our own bookkeeping: the rows in use are exactly those of the running sequences."""
@@ -58,41 +133,85 @@ class Scheduler:
         assert len(held) == len(set(held)) == self.table.n_used, (held, self.table.n_used)
 
     def _admit(self) -> None:
-        """Give rows to waiting sequences, in order, while this step still has prompt tokens to spend on them."""
-        budget = self.max_step_tokens - sum(s.pending for s in self.running if s.pending > 1)
-        while self.waiting and budget > 0:
+        """Give rows to waiting sequences, in order."""
+        unread = sum(_image_tokens_ahead(sequence) for sequence in self.running)
+        while self.waiting:
             sequence = self.waiting[0]
-            if not self.table.fits(sequence.rows, sequence.reserve):
+            unread += sequence.prompt.image_tokens
+            crowded = unread > self.max_image_tokens and unread > sequence.prompt.image_tokens
+            if crowded or not self.table.fits(sequence.rows, sequence.reserve):
                 return
             self.waiting.popleft()
-            sequence.slots = self.table.take(sequence.rows, sequence.reserve)
+            self._give_rows(sequence)
             self.running.append(sequence)
-            budget -= sequence.pending
 
-    def _prefills(self) -> list[Chunk]:
-        """Chunks of prompts, oldest first, within the budget."""
+    def _give_rows(self, sequence: Sequence) -> None:
+        """A kept row is taken over where the rest of what it holds is worth less than what it spares."""
+        match = self.match(sequence)
+        kept = self.table.kept.get(match.row) if match.row is not None else None
+        if kept is not None and match.row is not None and sequence.rows == 1 and not match.worth_waiting:
+            self.table.touch(match.row)
+            if len(kept.symbols) - match.length <= match.length:
+                self.table.take_over(match.row, sequence.reserve)
+                sequence.slots = (match.row,)
+                sequence.computed = sequence.cached = match.length
+                return
+        sequence.slots = self.table.take(sequence.rows, sequence.reserve)
+
+    def _reading(self, prompts: list[Sequence], budget: int) -> list[Chunk]:
+        """Chunks of prompts whose pictures are ready, oldest first, within the budget."""
         chunks: list[Chunk] = []
-        budget = self.max_step_tokens
-        for sequence in self.running:
-            if sequence.pending == 1:
+        for sequence in prompts:
+            start, source = sequence.computed, None
+            if start == 0:
+                match = self.match(sequence)
+                if match.worth_waiting:
+                    continue
+                start, source = match.length, match.row
+            if self._missing(sequence, start):
                 continue
-            length = chunk_length(sequence, budget, must_progress=not chunks)
+            length = chunk_length(sequence, start, budget, must_progress=not chunks)
             if length == 0:
                 break
-            chunks.append(Chunk(sequence, sequence.computed, length))
+            if source is not None:
+                self.table.touch(source)
+            chunks.append(Chunk(sequence, start, length, source))
             budget -= length
             if budget <= 0:
                 break
         return chunks
 
+    def _looking(self, prompts: list[Sequence]) -> tuple[tuple[Sequence, ...], tuple[ImageInput, ...]]:
+        """The sequences that wait for pictures, oldest first, and those pictures, each once."""
+        looking: list[Sequence] = []
+        pictures: dict[str, ImageInput] = {}
+        for sequence in prompts:
+            if not sequence.prompt.images:
+                continue
+            missing = self._missing(sequence, sequence.computed or self.match(sequence).coming)
+            if missing:
+                looking.append(sequence)
+                pictures.update({picture.digest: picture for picture in missing})
+        return tuple(looking), tuple(pictures.values())
 
-def chunk_length(sequence: Sequence, budget: int, *, must_progress: bool) -> int:
-    """How many pending tokens to run within `budget` without cutting a span that attends both ways.
+    def _missing(self, sequence: Sequence, start: int) -> list[ImageInput]:
+        """Pictures that the prompt needs from place `start` on and that are not encoded; all it needs are held."""
+        prompt = sequence.prompt
+        needed = [prompt.images[span.image] for span in prompt.spans if span.stop > start]
+        for picture in needed:
+            self._pictures.hold(sequence, picture.digest)
+        return [picture for picture in needed if not self._pictures.ready(picture.digest)]
+
+
+def chunk_length(sequence: Sequence, start: int, budget: int, *, must_progress: bool) -> int:
+    """How many tokens to run from place `start` within `budget` without cutting a span that attends both ways.
 
     Where even the first piece is longer than the budget: 0, or the whole span if `must_progress`.
     """
-    start = sequence.computed
-    stop = min(start + budget, len(sequence.ids))
+    pending = sequence.pending_from(start)
+    if sequence.branching:
+        return pending if pending <= budget or must_progress else 0
+    stop = start + min(budget, pending)
     cut = next((s for s in _whole_spans(sequence) if s[0] < stop < s[1]), None)
     if cut is None:
         return stop - start
@@ -103,3 +222,14 @@ def chunk_length(sequence: Sequence, budget: int, *, must_progress: bool) -> int
 
 def _whole_spans(sequence: Sequence) -> Iterable[tuple[int, int]]:
     return ((span.start, span.stop) for span in sequence.prompt.spans if span.bidirectional)
+
+
+def _yielding(prompts: list[Sequence], answers: list[Chunk]) -> bool:
+    """Whether an answer runs that began before the oldest unread prompt came."""
+    if not prompts or not answers:
+        return False
+    return min(chunk.sequence.began for chunk in answers) <= prompts[0].key
+
+
+def _image_tokens_ahead(sequence: Sequence) -> int:
+    return sum(span.length for span in sequence.prompt.spans if span.stop > sequence.computed)

@@ -7,7 +7,7 @@ spans with a bidirectional flag) and by the two methods it may override.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +35,18 @@ class VisionLanguageModel(nn.Module, ABC):
         """The text decoder (embeddings, layers, final norm, head)."""
 
     @abstractmethod
+    def encoding(self, images: Sequence[ImageInput]) -> Generator[None, None, list[Tensor]]:
+        """`encode_images` in pieces: pauses where other work may go first, some times a layer of the tower."""
+
     def encode_images(self, images: Sequence[ImageInput]) -> list[Tensor]:
         """Embeddings of each image, (n_tokens, D) each, in the model's dtype on its device. Batched = alone."""
+        pieces = self.encoding(images)
+        while True:
+            try:
+                next(pieces)
+            except StopIteration as done:
+                embeddings: list[Tensor] = done.value
+                return embeddings
 
     def positions(self, length: int) -> Tensor:
         """(T,) int64 positions of a prompt's tokens; families with other schemes override this."""

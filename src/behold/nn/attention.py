@@ -24,12 +24,15 @@ class AttentionPlan:
     slots: the cache row of each sequence.
     bidirectional: for each sequence the [start, stop) token ranges, counted from its first token, that attend
         both ways inside themselves; such a range is never split over two steps.
+    branches: for each sequence the lengths of runs of new tokens, one behind the other, that all go on from the
+        context and do not see each other; () is one run.
     """
 
     lengths: tuple[int, ...]
     contexts: tuple[int, ...]
     slots: tuple[int, ...]
     bidirectional: tuple[tuple[tuple[int, int], ...], ...] = ()
+    branches: tuple[tuple[int, ...], ...] = ()
 
     @property
     def n_rows(self) -> int:
@@ -42,6 +45,9 @@ class AttentionPlan:
 
     def spans_of(self, index: int) -> tuple[tuple[int, int], ...]:
         return self.bidirectional[index] if self.bidirectional else ()
+
+    def branches_of(self, index: int) -> tuple[int, ...]:
+        return self.branches[index] if self.branches else ()
 
 
 class CacheView(Protocol):
@@ -76,6 +82,17 @@ def attention_mask(
     for start, stop in spans:
         mask |= (rows >= start) & (rows < stop) & (columns >= start) & (columns < stop)
     return mask
+
+
+def branch_mask(branches: tuple[int, ...], context: int, *, window: int | None, device: torch.device) -> Tensor:
+    """(N, context + N) boolean mask of N = sum(branches) new tokens: each run sees the context and itself, causally."""
+    run = torch.repeat_interleave(torch.arange(len(branches)), torch.tensor(branches))
+    place = torch.cat([torch.arange(length) for length in branches]) + context
+    own = (run[:, None] == run[None, :]) & (place[None, :] <= place[:, None])
+    mask = torch.cat([torch.ones(len(run), context, dtype=torch.bool), own], dim=1)
+    if window is not None:
+        mask &= torch.cat([torch.arange(context), place])[None, :] > place[:, None] - window
+    return mask.to(device)
 
 
 def attend_one(

@@ -8,7 +8,7 @@ Idefics2ForConditionalGeneration, where a patch counts when all of its pixels ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -141,14 +141,14 @@ class Idefics2(VisionLanguageModel):
     def decoder(self) -> Decoder:
         return self.text_model
 
-    def encode_images(self, images: Sequence[ImageInput]) -> list[Tensor]:
+    def encoding(self, images: Sequence[ImageInput]) -> Generator[None, None, list[Tensor]]:
         """Embeddings (n_latents, D) of pictures (3, h, w); see VisionLanguageModel."""
         by_grid: dict[tuple[int, int], list[int]] = {}
         for index, image in enumerate(images):
             by_grid.setdefault(self._grid(image), []).append(index)
         embeddings: dict[int, Tensor] = {}
         for grid, indices in by_grid.items():
-            encoded = self._encode([images[index].pixels for index in indices], grid)
+            encoded = yield from self._encode([images[index].pixels for index in indices], grid)
             embeddings.update(zip(indices, encoded, strict=True))
         return [embeddings[index] for index in range(len(images))]
 
@@ -166,13 +166,14 @@ class Idefics2(VisionLanguageModel):
             )
         return rows, columns
 
-    def _encode(self, pictures: Sequence[np.ndarray], grid: tuple[int, int]) -> Tensor:
+    def _encode(self, pictures: Sequence[np.ndarray], grid: tuple[int, int]) -> Generator[None, None, Tensor]:
         """Pictures with the same grid of patches to (B, n_latents, D)."""
         side, (rows, columns) = self.config.vision.patch_size, grid
         pixels = torch.from_numpy(np.stack([each[:, : rows * side, : columns * side] for each in pictures]))
         positions = bucketed_positions(rows, columns, self.config.vision.patches_per_side).to(self.device)
         last = self.config.vision.num_hidden_layers
-        (features,) = self.vision_model(pixels.to(self.device, self.dtype), (last,), positions)
+        (features,) = yield from self.vision_model.steps(pixels.to(self.device, self.dtype), (last,), positions)
+        yield
         embeddings: Tensor = self.connector(self.vision_model.post_layernorm(features))
         return embeddings
 

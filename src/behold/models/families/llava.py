@@ -7,7 +7,7 @@ tokens. Such are llava-1.5-7b and 13b, BakLLaVA and llava-interleave-qwen-0.5b. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -155,7 +155,7 @@ class Llava(VisionLanguageModel):
     def decoder(self) -> Decoder:
         return self.language_model
 
-    def encode_images(self, images: Sequence[ImageInput]) -> list[Tensor]:
+    def encoding(self, images: Sequence[ImageInput]) -> Generator[None, None, list[Tensor]]:
         """Embeddings (n_tokens, D) of pictures (3, S, S); see VisionLanguageModel."""
         if not images:
             return []
@@ -166,7 +166,7 @@ class Llava(VisionLanguageModel):
                 f"The image processor makes pictures of {tuple(pixels.shape[-2:])} pixels, but the vision tower takes "
                 f"{(side, side)} only: preprocessor_config.json and config.json do not belong together."
             )
-        states = self.vision_tower(pixels.to(self.device, self.dtype), self.config.feature_layers)
+        states = yield from self.vision_tower.steps(pixels.to(self.device, self.dtype), self.config.feature_layers)
         if self.config.drops_class_token:
             states = [state[:, 1:] for state in states]
         embeddings: Tensor = self.multi_modal_projector(states[0] if len(states) == 1 else torch.cat(states, dim=-1))

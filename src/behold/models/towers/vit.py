@@ -6,7 +6,7 @@ arxiv.org/abs/2303.15343; positions for any size after NaViT, arxiv.org/abs/2307
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -91,9 +91,13 @@ class EncoderLayer(nn.Module):
         self.mlp = MLP(config.hidden_size, config.intermediate_size, config.hidden_act)
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, n, D) to (B, n, D)."""
-        x = x + self.self_attn(self.layer_norm1(x))
+    def attend(self, x: Tensor) -> Tensor:
+        """(B, n, D) to (B, n, D): the first half."""
+        y: Tensor = x + self.self_attn(self.layer_norm1(x))
+        return y
+
+    def feed(self, x: Tensor) -> Tensor:
+        """(B, n, D) to (B, n, D): the second half."""
         y: Tensor = x + self.mlp(self.layer_norm2(x))
         return y
 
@@ -118,8 +122,10 @@ class VisionTransformer(nn.Module):
         self.encoder = Encoder(config)
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, pixels: Tensor, layers: Sequence[int], positions: Tensor | None = None) -> list[Tensor]:
-        """Hidden states (B, n, D) after the given numbers of layers, 0 being the encoder's input.
+    def steps(
+        self, pixels: Tensor, layers: Sequence[int], positions: Tensor | None = None
+    ) -> Generator[None, None, list[Tensor]]:
+        """Hidden states (B, n, D) after the given numbers of layers, 0 being the encoder's input; pauses often.
 
         pixels: (B, C, H, W) in the tower's dtype. Layers above the last one asked for are not computed.
         """
@@ -128,7 +134,11 @@ class VisionTransformer(nn.Module):
             x = self.pre_layrnorm(x)
         states = {0: x}
         for number, layer in enumerate(self.encoder.layers[: max(layers)], start=1):
-            x = layer(x)
+            assert isinstance(layer, EncoderLayer)
+            yield
+            x = layer.attend(x)
+            yield
+            x = layer.feed(x)
             if number in layers:
                 states[number] = x
         return [states[number] for number in layers]
