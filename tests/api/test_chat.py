@@ -44,13 +44,13 @@ def test_the_history_is_what_the_model_reads(vlm: behold.VLM) -> None:
 
 def test_each_picture_is_encoded_once(vlm: behold.VLM, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded: list[int] = []
-    encode = type(vlm.model).encode_images
+    encode = type(vlm.model).encoding
 
     def counted(self: Any, images: Any) -> Any:
         encoded.append(len(images))
         return encode(self, images)
 
-    monkeypatch.setattr(type(vlm.model), "encode_images", counted)
+    monkeypatch.setattr(type(vlm.model), "encoding", counted)
     chat = vlm.chat()
     new = toys.picture(28, 28, seed=77)
     chat.say(new, "What is this?", max_new_tokens=2)

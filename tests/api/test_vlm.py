@@ -35,13 +35,13 @@ def vlm(request: pytest.FixtureRequest) -> behold.VLM:
 def encoded(vlm: behold.VLM, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many pictures each call of the vision tower was given."""
     calls: list[int] = []
-    encode = type(vlm.model).encode_images
+    encode = type(vlm.model).encoding
 
     def counted(self: Any, images: Any) -> Any:
         calls.append(len(images))
         return encode(self, images)
 
-    monkeypatch.setattr(type(vlm.model), "encode_images", counted)
+    monkeypatch.setattr(type(vlm.model), "encoding", counted)
     return calls
 
 

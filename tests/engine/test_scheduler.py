@@ -27,7 +27,7 @@ def sequence(
     """Prompts of different keys begin differently, unless `first` says with what."""
     params = SamplingParams(max_new_tokens=new, num_beams=beams)
     ids = (1000 + key if first is None else first, *range(1, length))
-    pictures = tuple(picture(f"{span.image}", span.length) for span in spans)
+    pictures = tuple(picture(f"{number}", span.length) for number, span in enumerate(spans))
     item = Sequence(key=key, prompt=Prompt(ids, pictures, spans), params=params, limit=new)
     if beams > 1:
         item.beams = BeamSearch(params, new, 0, lambda ids: False)
@@ -198,7 +198,7 @@ def test_an_answer_yields_to_what_came_before_it_began_and_not_to_what_came_afte
         plan.pace.record(1.8, decoding=2, prompt_tokens=8, pictures=False)
     step = plan.schedule()
     assert shown(step)[:2] == [(0, 4, 1), (1, 10, 1)] and shown(step)[2] == (2, 0, 8)
-    late.prompt = sequence(2, 40, spans=(ImageSpan(2, 30, 1), ImageSpan(33, 2, 2))).prompt
+    late.prompt = sequence(2, 40, spans=(ImageSpan(2, 30, 0), ImageSpan(33, 2, 1))).prompt
     step = next(step for step in (plan.schedule() for _ in range(2)) if step.pictures)
     assert len(step.chunks) == 2 and step.pictures_s == pytest.approx(plan.pace.pictures_s)
 
@@ -327,12 +327,7 @@ def test_any_traffic_is_served_in_order_and_leaves_nothing(
 
     def step() -> None:
         now = plan.schedule()
-        plan.check()
-        assert bool(now.chunks) == plan.has_work
-        assert sum(chunk.length for chunk in now.chunks if not chunk.sequence.answering) <= budget
-        for chunk in now.chunks:
-            filled = chunk.sequence.computed
-            assert chunk.start == filled or (chunk.source in plan.table.rows and chunk.start > filled)
+        check(plan, now, budget)
         for item in plan.running:
             if item.key not in started:
                 started.append(item.key)
@@ -358,6 +353,16 @@ def test_any_traffic_is_served_in_order_and_leaves_nothing(
         step()
     assert not alive and plan.table.n_used == 0
     assert started == sorted(started), "first come, first served"
+
+
+def check(plan: Scheduler, step: Step, budget: int) -> None:
+    """What holds for every step."""
+    plan.check()
+    assert bool(step.chunks) == plan.has_work
+    assert sum(chunk.length for chunk in step.chunks if not chunk.sequence.answering) <= budget
+    for chunk in step.chunks:
+        filled = chunk.sequence.computed
+        assert chunk.start == filled or (chunk.source in plan.table.rows and chunk.start > filled)
 
 
 def test_the_planning_half_is_free_of_torch() -> None:
