@@ -20,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from behold.engine.engine import Engine, EngineOptions
+from behold.engine.engine import Engine
+from behold.engine.options import EngineOptions
 from behold.models.base import VisionLanguageModel
 from behold.nn.attention import AttentionPlan, PlainCache
 from behold.processing.processor import Processor

@@ -14,7 +14,7 @@ from benchmarks.run import SETTLE_S, Worker
 from benchmarks.serving.figures import Bar
 from benchmarks.serving.report import Outcome, seconds
 
-NO_REUSE = {"image_cache_bytes": 0, "prefix_cache": False}
+NO_REUSE = {"image_cache_bytes": 0, "prefix_cache_bytes": 0}
 Say = Callable[[str], None]
 
 

@@ -183,7 +183,7 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     image_tokens: int = 0
-    cached_tokens: int = 0
+    cached_tokens: int = field(default=0, compare=False)  # chance, not part of what was asked or answered
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from behold.checkpoint.files import CheckpointFiles
 from behold.checkpoint.hub import resolve
 from behold.device import resolve_device, resolve_dtype
-from behold.engine.engine import Engine, EngineOptions
+from behold.engine.engine import Engine
+from behold.engine.options import EngineOptions
 from behold.models.load import checkpoint_dtype, load_model
 from behold.models.registry import find_family
 from behold.processing.processor import Processor

@@ -10,11 +10,11 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
 
 from behold.engine.admission import Admission
 from behold.engine.blocks import RowTable
 from behold.engine.kv_cache import budget_bytes
+from behold.engine.options import EngineOptions
 from behold.engine.request import Request
 from behold.engine.runner import Runner, StepOutput
 from behold.engine.scheduler import Scheduler, Step
@@ -26,27 +26,6 @@ from behold.processing.tokenizer import Tokenizer
 from behold.types import Completion, Delta, Prompt, SamplingParams
 
 
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """Limits of one engine.
-
-    max_rows: sequences that run at once (a beam search takes num_beams of them).
-    max_waiting: requests that may wait for a row; further ones are refused. None: any number.
-    max_step_tokens: prompt tokens of one step; longer prompts are read in chunks. None: 512 on a CPU, which is where
-        a larger product gains nothing there, else 2048. As many places of pictures go through the tower together.
-    kv_cache_bytes: memory for keys and values; None takes up to half of what is free on the device.
-    prefix_cache_bytes: how much of that finished sequences may fill, for those that begin alike; 0 keeps nothing.
-    image_cache_bytes: memory for image embeddings that are kept for a next time.
-    """
-
-    max_rows: int = 16
-    max_waiting: int | None = None
-    max_step_tokens: int | None = None
-    kv_cache_bytes: int | None = None
-    prefix_cache_bytes: int = 1 << 30
-    image_cache_bytes: int = 256 << 20
-
-
 class Engine:
     """Runs any number of requests on one model. All methods may be called from any thread."""
 
@@ -56,8 +35,9 @@ class Engine:
         *,
         tokenizer: Tokenizer | None,
         eos_token_ids: frozenset[int],
-        options: EngineOptions = EngineOptions(),
+        options: EngineOptions | None = None,
     ) -> None:
+        options = options or EngineOptions()
         self._bytes_a_token = bytes_a_token = kv_bytes_a_token(model)
         self._bytes_an_image_token = model.decoder.embed_tokens.weight.shape[1] * model.dtype.itemsize
         kv_bytes = budget_bytes(model.device) if options.kv_cache_bytes is None else options.kv_cache_bytes

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from behold.nn.attention import CacheView
     from behold.processing.layout import ImageLayout
     from behold.types import ImageInput
+
+
+T = TypeVar("T")
 
 
 class VisionLanguageModel(nn.Module, ABC):
@@ -40,13 +43,7 @@ class VisionLanguageModel(nn.Module, ABC):
 
     def encode_images(self, images: Sequence[ImageInput]) -> list[Tensor]:
         """Embeddings of each image, (n_tokens, D) each, in the model's dtype on its device. Batched = alone."""
-        pieces = self.encoding(images)
-        while True:
-            try:
-                next(pieces)
-            except StopIteration as done:
-                embeddings: list[Tensor] = done.value
-                return embeddings
+        return drained(self.encoding(images))
 
     def positions(self, length: int) -> Tensor:
         """(T,) int64 positions of a prompt's tokens; families with other schemes override this."""
@@ -75,6 +72,16 @@ class VisionLanguageModel(nn.Module, ABC):
     def logits(self, hidden: Tensor) -> Tensor:
         """(R, D) hidden rows to (R, V) logits: call it with the rows that are sampled, not with all."""
         return self.decoder.logits(hidden)
+
+
+def drained(pieces: Generator[None, None, T]) -> T:
+    """What work that comes in pieces arrives at, without a pause."""
+    while True:
+        try:
+            next(pieces)
+        except StopIteration as done:
+            result: T = done.value
+            return result
 
 
 @dataclass(frozen=True, slots=True)

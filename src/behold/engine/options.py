@@ -1,0 +1,26 @@
+"""What an engine may take: rows, waiting requests, memory. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Limits of one engine.
+
+    max_rows: sequences that run at once (a beam search takes num_beams of them).
+    max_waiting: requests that may wait for a row; further ones are refused. None: any number.
+    max_step_tokens: prompt tokens of one step; longer prompts are read in chunks. None: 512 on a CPU, which is where
+        a larger product gains nothing there, else 2048. As many places of pictures go through the tower together.
+    kv_cache_bytes: memory for keys and values; None takes up to half of what is free on the device.
+    prefix_cache_bytes: how much of that finished sequences may fill, for those that begin alike; 0 keeps nothing.
+    image_cache_bytes: memory for image embeddings that are kept for a next time.
+    """
+
+    max_rows: int = 16
+    max_waiting: int | None = None
+    max_step_tokens: int | None = None
+    kv_cache_bytes: int | None = None
+    prefix_cache_bytes: int = 1 << 30
+    image_cache_bytes: int = 256 << 20
