@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, overload
 
+from behold.api import structured
 from behold.api.turns import Images, user_message
 from behold.errors import ChatError
 from behold.types import Answer, Message, TextPart
@@ -14,7 +16,8 @@ if TYPE_CHECKING:
 
     from behold.api.sampling import SamplingOptions
     from behold.api.stream import AnswerStream
-    from behold.api.vlm import VLM
+    from behold.api.structured import M
+    from behold.api.vlm import VLM, Schema
 
 
 class Chat:
@@ -31,20 +34,58 @@ class Chat:
         self._open: weakref.ref[AnswerStream] | None = None
         self.messages: list[Message] = [*self._system]
 
-    def say(self, images_or_words: Images, words: str | None = None, /, **sampling: Unpack[SamplingOptions]) -> Answer:
+    @overload
+    def say(
+        self,
+        images_or_words: Images,
+        words: str | None = None,
+        /,
+        *,
+        schema: type[M],
+        **sampling: Unpack[SamplingOptions],
+    ) -> M: ...
+
+    @overload
+    def say(
+        self,
+        images_or_words: Images,
+        words: str | None = None,
+        /,
+        *,
+        schema: Mapping[str, Any] | None = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Answer: ...
+
+    def say(
+        self,
+        images_or_words: Images,
+        words: str | None = None,
+        /,
+        *,
+        schema: Schema = None,
+        **sampling: Unpack[SamplingOptions],
+    ) -> object:
         """Say something, with or without pictures: `say("And the colour?")`, `say("photo.jpg", "What is this?")`."""
         turn = self._turn(images_or_words, words)
-        answer = self._vlm.complete([*self.messages, turn], self._vlm.params(sampling))
+        params = self._vlm.params({**sampling, "schema": schema})
+        answer = self._vlm.complete([*self.messages, turn], params, schema)
         self._keep(turn, answer)
-        return answer
+        return structured.value_of(answer, schema)
 
     def stream(
-        self, images_or_words: Images, words: str | None = None, /, **sampling: Unpack[SamplingOptions]
+        self,
+        images_or_words: Images,
+        words: str | None = None,
+        /,
+        *,
+        schema: Schema = None,
+        **sampling: Unpack[SamplingOptions],
     ) -> AnswerStream:
         """Like `say`, piece by piece. The turn enters the history when the stream is finished or closed."""
         turn = self._turn(images_or_words, words)
+        params = self._vlm.params({**sampling, "schema": schema})
         stream = self._vlm.open_stream(
-            [*self.messages, turn], self._vlm.params(sampling), lambda answer: self._keep(turn, answer)
+            [*self.messages, turn], params, lambda answer: self._keep(turn, answer), schema=schema
         )
         self._open = weakref.ref(stream)
         return stream

@@ -12,12 +12,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, Literal, TypedDict
 
+from behold.api import structured
 from behold.errors import OptionError
 from behold.types import SamplingParams
 
 
 class SamplingOptions(TypedDict, total=False):
     """The keywords of `ask`, `stream`, `say`, `batch` and `generate`. None is the same as not given.
+
+    One of these, or `schema` (a pydantic class or a JSON schema), keeps the answer to a form:
+    regex: the whole answer matches it (Rust's syntax: no look-around, no back-references).
+    choices: the answer is exactly one of these texts.
+    grammar: the answer is a text of this Lark grammar, in llguidance's dialect.
 
     temperature: 0 is greedy, which is the default; any other value samples. `top_k`, `top_p` or `min_p` without a
         temperature sample at the checkpoint's temperature, or 1.
@@ -49,6 +55,9 @@ class SamplingOptions(TypedDict, total=False):
     length_penalty: float | None
     early_stopping: bool | Literal["never"] | None
     loop_stop: bool | None
+    regex: str | None
+    choices: Sequence[str] | None
+    grammar: str | None
 
 
 _ALWAYS = ("repetition_penalty", "no_repeat_ngram_size", "min_new_tokens", "bad_words_ids")
@@ -61,6 +70,8 @@ _HINTS = {
     "stop_strings": "did you mean 'stop'?",
     "eos_token_id": "did you mean 'stop_token_ids'?",
     "num_return_sequences": "the short surface gives one answer; ask several times with different seeds",
+    "response_format": "did you mean 'schema'?",
+    "json_schema": "did you mean 'schema'?",
     "n": "the short surface gives one answer; ask several times with different seeds",
 }
 
@@ -78,6 +89,11 @@ def sampling_params(options: Mapping[str, object], defaults: Mapping[str, Any] |
             raise OptionError(_unknown(name))
         if value is not None:
             given[name] = _READERS[name](name, value)
+    forms = [name for name in structured.READERS if name in given]
+    if len(forms) > 1:
+        raise OptionError(f"{forms[0]} and {forms[1]} are both given: an answer keeps to one of them")
+    for name in forms:
+        given["constraint"] = given.pop(name)
     fallback = dict(defaults or {})
     values = {name: fallback[name] for name in _ALWAYS if name in fallback}
     if _samples(given):
@@ -219,5 +235,6 @@ _READERS: dict[str, Callable[[str, object], Any]] = {
     "num_beams": _integer,
     "length_penalty": _number,
     "early_stopping": _early,
+    **structured.READERS,
     "loop_stop": _flag,
 }

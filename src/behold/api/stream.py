@@ -16,10 +16,20 @@ class AnswerStream(Iterator[str]):
     there is: complete after the last piece, and with `finish_reason="cancelled"` after closing early.
     """
 
-    def __init__(self, deltas: Iterator[Delta], prompt: Prompt, on_end: Callable[[Answer], None] | None = None) -> None:
-        """`on_end` gets the answer when it is complete or closed early, but not if it fails."""
+    def __init__(
+        self,
+        deltas: Iterator[Delta],
+        prompt: Prompt,
+        on_end: Callable[[Answer], None] | None = None,
+        *,
+        read: Callable[[Answer], Answer] | None = None,
+    ) -> None:
+        """`on_end` gets the answer when it is complete or closed early, but not if it fails.
+
+        read: for an answer under a constraint; what makes values of a complete answer, or raises if it is no such.
+        """
         # The generator holds the record, not this object: without a reference cycle, dropping the stream closes it.
-        self._record = _Record(prompt)
+        self._record = _Record(prompt, read)
         self._pieces = _pieces(deltas, self._record, on_end)
 
     def __iter__(self) -> AnswerStream:
@@ -55,9 +65,11 @@ class AnswerStream(Iterator[str]):
 class _Record:
     """What has come of one answer."""
 
-    def __init__(self, prompt: Prompt) -> None:
+    def __init__(self, prompt: Prompt, read: Callable[[Answer], Answer] | None) -> None:
         self.ended = False
         self._prompt = prompt
+        self._reader = read
+        self._read: Answer | None = None
         self._started_s = time.perf_counter()
         self._first_token_s = 0.0
         self._text: list[str] = []
@@ -73,7 +85,18 @@ class _Record:
         self._logprobs.extend(delta.logprobs)
         self._last = delta
 
+    def read(self) -> None:
+        """The answer is complete: make values of it.
+
+        Raises:
+            StructuredOutputError: it is not what was asked for.
+        """
+        if self._reader is not None:
+            self._read = self._reader(self.answer())
+
     def answer(self) -> Answer:
+        if self._read is not None:
+            return self._read
         reason: FinishReason = self._last.finish_reason or "cancelled"
         completion = Completion(
             ids=tuple(self._ids),
@@ -83,6 +106,7 @@ class _Record:
             timings=self._last.timings or self._timings_so_far(),
             logprobs=tuple(self._logprobs),
             ended_by=self._last.ended_by or "cancelled",
+            satisfied=self._last.satisfied if self._last.finish_reason else self._reader is None,
         )
         return Answer.of(completion)
 
@@ -98,6 +122,7 @@ def _pieces(
             record.add(delta)
             if delta.text:
                 yield delta.text
+        record.read()
     except Exception:
         # A failed answer is no answer: whoever keeps a history must not keep half of it.
         on_end = None
