@@ -12,16 +12,7 @@ from benchmarks.report import machine, package_version
 from benchmarks.serving.figures import Bar, Load
 
 HEAD_BARS = ("", "time", "against", "time", "ratio", "to reach")
-HEAD_LOADS = (
-    "",
-    "requests/s",
-    "tokens/s",
-    "first token p50 / p95 / p99",
-    "interval p50 / p95",
-    "whole answer p50 / p95 / p99",
-    "errors",
-    "peak",
-)
+LOAD_LINES = ("requests/s", "tokens/s", "first token", "between tokens", "whole answer", "errors", "peak memory")
 
 
 @dataclass(frozen=True)
@@ -57,18 +48,21 @@ def bar_line(bar: Bar) -> list[str]:
     return [bar.what, seconds(bar.ours_s), bar.against, seconds(bar.theirs_s), f"{bar.ratio:.2f}×", wanted]
 
 
-def load_line(name: str, load: Load, peak_bytes: int) -> list[str]:
-    """The cells of one server's figures."""
+def load_column(load: Load, peak_bytes: int) -> list[str]:
+    """One server's figures, in the order of LOAD_LINES."""
     return [
-        name,
         f"{load.requests_per_s:.2f}",
         f"{load.tokens_per_s:.1f}",
-        " / ".join(map(seconds, load.first_token_s.values())),
-        " / ".join(map(seconds, load.interval_s.values())),
-        " / ".join(map(seconds, load.whole_s.values())),
+        _percentiles(load.first_token_s),
+        _percentiles(load.interval_s),
+        _percentiles(load.whole_s),
         f"{load.errors} of {load.n}",
         f"{peak_bytes / 1e9:.2f} GB",
     ]
+
+
+def _percentiles(values: Mapping[int, float]) -> str:
+    return " · ".join(f"p{percent} {seconds(value)}" for percent, value in values.items())
 
 
 def _tables(outcome: Outcome) -> list[list[list[str]]]:
@@ -76,8 +70,8 @@ def _tables(outcome: Outcome) -> list[list[list[str]]]:
     if outcome.bars:
         tables.append([list(HEAD_BARS), *map(bar_line, outcome.bars)])
     if outcome.loads:
-        lines = [load_line(name, load, peak) for name, (load, peak) in outcome.loads.items()]
-        tables.append([list(HEAD_LOADS), *lines])
+        columns = [load_column(*figures) for figures in outcome.loads.values()]
+        tables.append([["", *outcome.loads], *map(list, zip(LOAD_LINES, *columns, strict=True))])
     return tables
 
 
