@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -102,7 +103,8 @@ def serve(
                 note(f"loading {choice.model} …")
             vlm = choice.open()
             url = f"http://{serving.address(_WILDCARDS.get(settings.host, settings.host), sock.getsockname()[1])}"
-            serving.serve(vlm, settings, sock, on_ready=lambda: _announce(vlm, settings, url, json=json), tell=note)
+            on_ready = partial(_announce, vlm, settings, url, json=json)
+            serving.Server(vlm, settings, on_ready=on_ready, tell=note).run(sockets=[sock])
 
 
 def _serving() -> Any:  # noqa: ANN401 - a module

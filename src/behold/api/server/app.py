@@ -39,6 +39,7 @@ def create_app(vlm: VLM, settings: ServerSettings) -> FastAPI:
     for part in (chat_completions, responses, info, look):
         app.include_router(part.router)
     page.mount(app)
+    page.mount(app)
     security.install(app, settings)
     app.add_middleware(Front, service=service)
     return app

@@ -27,7 +27,8 @@ async def model(request: Request, model_id: str) -> dict[str, Any]:
     return _model(service)
 
 
-@router.api_route("/health", methods=["GET", "HEAD"])
+@router.head("/health", include_in_schema=False)
+@router.get("/health")
 async def health(request: Request) -> Response:
     """200 once the model has really generated and for as long as it can; else 503 with the reason."""
     service: Service = request.app.state.service

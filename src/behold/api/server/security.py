@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 from contextlib import suppress
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 # A load balancer has no key, and the page asks its user for one.
 OPEN_PATHS = ("/", "/health", "/favicon.ico")
 OPEN_FOLDERS = ("/page/",)
+_LINGER_S = 10.0
 
 
 def install(app: FastAPI, settings: ServerSettings) -> None:
@@ -109,7 +111,27 @@ class BodyLimit:
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         text = f"the body is larger than {self._max_bytes:,} bytes, this server's limit; send smaller pictures"
-        await error_response(ApiError(413, text, code="body_too_large"), close=True)(scope, receive, send)
+        error = ApiError(413, text, code="body_too_large")
+
+        async def lingering(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                await send({**message, "more_body": True})
+                # A connection closed on a client that still sends is reset, and then the client never reads why.
+                with suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._discard(receive), _LINGER_S)
+                message = {"type": "http.response.body", "body": b""}
+            await send(message)
+
+        await error_response(error, close=True)(scope, receive, lingering)
+
+    async def _discard(self, receive: Receive) -> None:
+        """Read on to the end of the body, or as much again as is allowed."""
+        left = self._max_bytes
+        while left > 0:
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if not message.get("more_body", False):  # also when the client is gone
+                return
 
 
 class _TooLarge(Exception):

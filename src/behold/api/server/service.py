@@ -143,6 +143,8 @@ class Service:
             ApiError: 400, an option or the length cannot be; 429, the queue is full; 504, the deadline is over;
                 503, the server stops; 500, anything else.
         """
+        if self._aborted:
+            raise _stopping()
         waiting = self.vlm.engine.stats().waiting
         if waiting >= self.settings.max_waiting:
             raise busy(f"{waiting} requests wait already; try again in a moment")
@@ -152,7 +154,7 @@ class Service:
             async with aclosing(deltas):
                 async for delta in deltas:
                     if self._aborted and delta.finish_reason == "cancelled":
-                        raise unavailable("the server stops and cannot finish this answer", code="stopping")
+                        raise _stopping()
                     watch.saw(delta)
                     yield delta
         except TimeoutError as error:
@@ -164,6 +166,10 @@ class Service:
         except BaseException:  # the consumer has closed it, or its task was cancelled
             watch.broke("cancelled")
             raise
+
+
+def _stopping() -> ApiError:
+    return unavailable("the server stops and cannot finish this answer", code="stopping")
 
 
 def _public_name(name: str) -> str:

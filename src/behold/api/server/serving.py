@@ -51,44 +51,36 @@ def address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def serve(
-    vlm: VLM,
-    settings: ServerSettings,
-    sock: socket.socket,
-    *,
-    on_ready: Callable[[], object] = lambda: None,
-    tell: Callable[[str], object] = lambda _: None,
-) -> None:
-    """Serve until SIGTERM or Ctrl+C. Then running answers finish, for `grace_s` at most, and new requests get 503; a
-    second signal cuts off what still runs.
+class Server(uvicorn.Server):
+    """One model behind one socket. `run(sockets=[bind(settings)])` serves until SIGTERM or Ctrl+C.
+
+    Then running answers finish, for `grace_s` at most, and new requests get 503, at the door that uvicorn would close
+    first; a second signal cuts off what still runs.
 
     on_ready: called once requests are answered. tell: gets what a person at the terminal may want to know.
     """
-    app = create_app(vlm, settings)
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=_LAST_WORDS_S,
-    )
-    _Server(config, app.state.service, on_ready, tell).run(sockets=[sock])
-
-
-class _Server(uvicorn.Server):
-    """uvicorn closes its door and then waits; this one answers at the door for as long as there is work inside."""
 
     def __init__(
         self,
-        config: uvicorn.Config,
-        service: Service,
-        on_ready: Callable[[], object],
-        tell: Callable[[str], object],
+        vlm: VLM,
+        settings: ServerSettings,
+        *,
+        on_ready: Callable[[], object] = lambda: None,
+        tell: Callable[[str], object] = lambda _: None,
     ) -> None:
-        super().__init__(config)
-        self._service = service
+        app = create_app(vlm, settings)
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=_KEEP_ALIVE_S,
+                timeout_graceful_shutdown=_LAST_WORDS_S,
+            )
+        )
+        self.service: Service = app.state.service
         self._on_ready = on_ready
         self._tell = tell
         self._grace_ends: float | None = None
@@ -102,8 +94,8 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Runs between any two steps of the main thread, so it only takes notes, which `on_tick` reads."""
         if self._grace_ends is None:
-            self._grace_ends = time.monotonic() + self._service.settings.grace_s
-            self._service.draining = True
+            self._grace_ends = time.monotonic() + self.service.settings.grace_s
+            self.service.draining = True
         elif self._cut and sig == signal.SIGINT:
             self.force_exit = True
         else:
@@ -112,12 +104,12 @@ class _Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second; True begins the end."""
         if self._grace_ends is not None and not self.should_exit:
-            if not self._told and (n := self._service.in_flight):
-                seconds = self._service.settings.grace_s
+            if not self._told and (n := self.service.in_flight):
+                seconds = self.service.settings.grace_s
                 self._tell(f"stopping: {n} running requests have {seconds:g} seconds to finish, or until Ctrl+C")
             self._told = True
             self._cut = self._cut or time.monotonic() >= self._grace_ends
             if self._cut:
-                self._service.abort()
-            self.should_exit = self._cut or not self._service.in_flight
+                self.service.abort()
+            self.should_exit = self._cut or not self.service.in_flight
         return await super().on_tick(counter)

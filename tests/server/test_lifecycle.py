@@ -1,0 +1,231 @@
+"""How answers and the server come to an end: clients that go away, SIGTERM, Ctrl+C. The command in its own process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import httpx
+import pytest
+
+from behold.api.vlm import VLM
+from tests.server.running import LONG, WAIT_S, chat, running, wait_for
+
+# --- clients that go away --------------------------------------------------------------------------------------------
+
+
+def test_a_dropped_stream_stops_and_its_memory_is_free(vlm: VLM) -> None:
+    with running(vlm) as (client, service):
+        wait_for(lambda: service.health == "ok")
+        with client.stream("POST", "/v1/chat/completions", json=chat(**LONG)) as response:
+            next(response.iter_lines())
+            assert vlm.engine.stats().running == 1
+        wait_for(lambda: not vlm.engine.stats().running, seconds=5)
+        written = vlm.engine.stats().new_tokens
+        wait_for(lambda: not service.in_flight, seconds=5)
+        assert vlm.engine.stats().new_tokens == written < LONG["max_tokens"]
+        assert "cancelled" in client.get("/metrics").text
+    vlm.engine.check()
+
+
+def test_a_client_that_waits_for_the_whole_and_goes_away(vlm: VLM) -> None:
+    with running(vlm) as (client, service):
+        wait_for(lambda: service.health == "ok")
+        body = chat(**{**LONG, "stream": False})
+        with contextlib.suppress(httpx.ReadTimeout), httpx.Client(base_url=client.base_url, timeout=0.5) as other:
+            other.post("/v1/chat/completions", json=body)
+        wait_for(lambda: not vlm.engine.stats().running, seconds=5)
+        wait_for(lambda: not service.in_flight, seconds=5)
+    vlm.engine.check()
+
+
+def test_one_of_many_goes_and_the_others_stay(vlm: VLM) -> None:
+    alone = vlm.ask([], "Hello", max_new_tokens=60, ignore_eos=True, loop_stop=False)
+    with running(vlm) as (client, service):
+        answers: list[str] = []
+
+        def ask() -> None:
+            asked = chat(max_tokens=60, ignore_eos=True, loop_stop=False)
+            found = client.post("/v1/chat/completions", json=asked).json()
+            answers.append(found["choices"][0]["message"]["content"])
+
+        with client.stream("POST", "/v1/chat/completions", json=chat(**LONG)) as response:
+            next(response.iter_lines())
+            others = [threading.Thread(target=ask) for _ in range(3)]
+            for thread in others:
+                thread.start()
+        for thread in others:
+            thread.join(WAIT_S)
+        assert answers == [str(alone)] * 3
+        wait_for(lambda: not service.in_flight, seconds=5)
+    vlm.engine.check()
+
+
+def test_the_server_that_ends_cuts_off_what_runs(vlm: VLM) -> None:
+    with running(vlm) as (client, service):
+        with client.stream("POST", "/v1/chat/completions", json=chat(**LONG)) as response:
+            lines = response.iter_lines()
+            next(lines)
+            service.abort()
+            rest = "\n".join(lines)
+        assert '"code":"stopping"' in rest and "[DONE]" not in rest
+        assert client.post("/v1/chat/completions", json=chat()).status_code == 503
+    vlm.engine.check()
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+class Served:
+    """`behold serve --json` in a process of its own."""
+
+    def __init__(self, *options: str) -> None:
+        command = [sys.executable, "-m", "behold", "serve", "--model", "demo", "--port", "0", "--json", *options]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+        assert self.process.stdout and self.process.stderr
+        line = self.process.stdout.readline()
+        assert line, self.process.stderr.read()
+        self.said: dict[str, Any] = json.loads(line)
+        self.client = httpx.Client(base_url=self.said["url"], timeout=WAIT_S, trust_env=False)
+
+    def ended(self) -> tuple[int, str]:
+        """Its exit code and what it wrote to stderr."""
+        _, err = self.process.communicate(timeout=WAIT_S)
+        return self.process.returncode, err
+
+
+@contextlib.contextmanager
+def served(*options: str) -> Iterator[Served]:
+    server = Served(*options)
+    try:
+        with server.client:
+            yield server
+    finally:
+        if server.process.poll() is None:
+            server.process.kill()
+        server.process.communicate()
+
+
+@pytest.fixture
+def slow() -> dict[str, Any]:
+    return chat(**{**LONG, "max_tokens": 400})
+
+
+def test_sigterm_lets_answers_finish_and_refuses_new_ones(slow: dict[str, Any]) -> None:
+    with served() as server:
+        assert server.said["api"] == f"{server.said['url']}/v1" and server.said["model"] == "demo"
+        wait_for(lambda: server.client.get("/health").status_code == 200)
+        with server.client.stream("POST", "/v1/chat/completions", json=slow) as response:
+            lines = response.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            wait_for(lambda: server.client.get("/health").status_code == 503)
+            # Both a connection that was open before and a new one are told to come again.
+            for client in (server.client, httpx.Client(base_url=server.said["url"], trust_env=False)):
+                refused = client.post("/v1/chat/completions", json=chat())
+                assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1
+                assert refused.json()["error"]["code"] == "stopping"
+            client.close()
+            data = [line for line in lines if line]
+        assert data[-1] == "data: [DONE]" and '"finish_reason":"length"' in data[-2]
+        code, err = server.ended()
+        assert code == 0, err
+        assert "stopping" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_cuts_off(number: signal.Signals) -> None:
+    with served("--grace", "600") as server:
+        with server.client.stream("POST", "/v1/chat/completions", json=chat(**LONG)) as response:
+            lines = response.iter_lines()
+            next(lines)
+            server.process.send_signal(number)
+            wait_for(lambda: server.client.get("/health").json()["status"] == "stopping")
+            server.process.send_signal(number)
+            rest = "\n".join(lines)
+        assert '"code":"stopping"' in rest
+        code, err = server.ended()
+        assert code == 0 and "Traceback" not in err, err
+
+
+def test_the_grace_ends() -> None:
+    with served("--grace", "0.2") as server:
+        with server.client.stream("POST", "/v1/chat/completions", json=chat(**LONG)) as response:
+            lines = response.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            rest = "\n".join(lines)
+        assert '"code":"stopping"' in rest
+        assert server.ended()[0] == 0
+
+
+def test_with_nothing_to_do_it_ends_at_once() -> None:
+    with served() as server:
+        assert server.client.get("/v1/models").status_code == 200  # and leaves a connection open
+        server.process.send_signal(signal.SIGTERM)
+        code, err = server.ended()
+        assert code == 0 and "Traceback" not in err, err
+
+
+def command(*options: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-m", "behold", "serve", *options]
+    return subprocess.run(words, capture_output=True, text=True, timeout=WAIT_S, check=False)
+
+
+def test_a_port_in_use_is_told_before_the_model_is_loaded(tmp_path: Path) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = command("--model", str(tmp_path / "no such model"), "--port", port)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: cannot listen at 127.0.0.1:" + port) and "in use" in done.stderr
+    assert "Traceback" not in done.stderr and not done.stdout
+
+
+def test_an_address_that_is_not_here() -> None:
+    done = command("--model", "demo", "--host", "203.0.113.7")
+    assert done.returncode == 1 and "203.0.113.7" in done.stderr and "--host" in done.stderr
+
+
+def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['prometheus_client'] = None\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    words = [sys.executable, "-m", "behold", "serve", "--model", "demo", "--port", "0"]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=WAIT_S, check=False)
+    assert done.returncode == 1 and "pip install 'behold-vlm[server]'" in done.stderr
+
+
+def test_a_door_to_the_world_without_a_key_is_worth_a_warning() -> None:
+    words = [sys.executable, "-m", "behold", "serve", "--model", "demo", "--port", "0", "--host", "0.0.0.0"]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    try:
+        assert process.stderr
+        said = lines_until(process.stderr, "curl")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=WAIT_S)
+    assert said[0].startswith("warning:") and "--api-key" in said[0]
+    assert any("http://127.0.0.1:" in line and "/v1" in line for line in said)
+    assert process.returncode == 0
+
+
+def lines_until(stream: IO[str], word: str) -> list[str]:
+    """Lines up to the first that has the word."""
+    lines = []
+    for line in stream:
+        lines.append(line)
+        if word in line:
+            return lines
+    raise AssertionError("".join(lines))
