@@ -44,6 +44,8 @@ class ImagePart:
 class ImagePlace:
     """A place for a picture that is given separately; chat.messages.attach_images puts an ImagePart in its stead."""
 
+    detail: Detail = "auto"
+
 
 Part = TextPart | ImagePart | ImagePlace
 
@@ -57,8 +59,12 @@ class Message:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def pictures(self) -> tuple[ImagePart, ...]:
+        return tuple(part for part in self.parts if isinstance(part, ImagePart))
+
+    @property
     def images(self) -> tuple[Image, ...]:
-        return tuple(part.image for part in self.parts if isinstance(part, ImagePart))
+        return tuple(part.image for part in self.pictures)
 
     @property
     def text(self) -> str:

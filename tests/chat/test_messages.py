@@ -72,6 +72,31 @@ def test_pictures(part: dict[str, Any]) -> None:
     assert image.size == (4, 3)
 
 
+@pytest.mark.parametrize("detail", ["low", "high", "auto"])
+def test_detail_beside_the_address_or_beside_the_type(detail: str) -> None:
+    url = f"data:image/png;base64,{BASE64}"
+    for part in (
+        {"type": "image_url", "image_url": {"url": url, "detail": detail}},
+        {"type": "image_url", "image_url": {"url": url, "detail": None}, "detail": detail},
+        {"type": "input_image", "image_url": url, "detail": detail},
+        {"type": "image", "image": picture(), "detail": detail},
+    ):
+        assert [each.detail for each in only({"role": "user", "content": [part]}).pictures] == [detail]
+    bare = parse_messages([{"role": "user", "content": [{"type": "image", "detail": detail}, {"type": "image"}]}])
+    (message,) = attach_images(bare, [picture(), picture()])
+    assert [each.detail for each in message.pictures] == [detail, "auto"]
+
+
+@pytest.mark.parametrize("detail", ["original", "", "Low", 3, ["low"], True])
+def test_a_detail_that_is_none(detail: object) -> None:
+    for part in (
+        {"type": "image_url", "image_url": {"url": "x", "detail": detail}},
+        {"type": "image", "detail": detail},
+    ):
+        with pytest.raises(ChatError, match=r"part 0 has the detail .*; it is one of auto, low, high"):
+            only({"role": "user", "content": [part]})
+
+
 def test_a_path(tmp_path: Any) -> None:
     picture(9).save(tmp_path / "a.png")
     for part in ({"type": "image", "path": tmp_path / "a.png"}, {"type": "image", "url": str(tmp_path / "a.png")}):

@@ -98,6 +98,35 @@ def test_splitting() -> None:
     assert len(layout.changed(do_image_splitting=False).prepare([toys.picture(50, 30)])[0]) == 1
 
 
+@pytest.mark.parametrize("splitting", [False, True])
+def test_detail_is_a_budget(splitting: bool) -> None:
+    """low: the whole picture at half the longest side, high: split, auto: as the settings say; the rest is equal."""
+    layout = native(do_image_splitting=splitting)
+    picture = toys.picture(80, 60)
+    low, auto, high = layout.prepare([picture] * 3, ["low", "auto", "high"])
+    assert [len(inputs) for inputs in (low, auto, high)] == [1, 5 if splitting else 1, 5]
+    assert low[0].pixels.shape == (3, 21, 28) and high[-1].pixels.shape == (3, 42, 56)
+    assert same([auto[-1]], [high[-1]])
+    assert same(high if splitting else high[-1:], auto) and same(flat(layout.prepare([picture])), auto)
+    assert low[0].digest not in {each.digest for each in (*auto, *high)}
+    with pytest.raises(ValueError, match="shorter"):
+        layout.prepare([picture] * 2, ["low"])
+
+
+def test_low_detail_stays_within_the_sizes_allowed() -> None:
+    tight = native(size={"shortest_edge": 40, "longest_edge": 56})
+    ((low,),) = tight.prepare([toys.picture(80, 60)], ["low"])
+    assert low.pixels.shape == (3, 40, 40)
+    fixed = native(size={"height": 28, "width": 35})
+    ((low,), (auto,)) = fixed.prepare([toys.picture(80, 60)] * 2, ["low", "auto"])
+    assert low.pixels.shape == (3, 28, 35) and same([low], [auto])
+
+
+def test_a_whole_image_costs_the_same_at_every_detail() -> None:
+    low, auto, high = whole().prepare([toys.picture(50, 30)] * 3, ["low", "auto", "high"])
+    assert same(low, auto) and same(high, auto)
+
+
 def test_a_picture_is_the_same_input_whatever_stands_beside_it() -> None:
     layout = native()
     ((alone,),) = layout.prepare([toys.picture(50, 30)])

@@ -57,12 +57,13 @@ class Sight:
 
 def look(processor: Processor, messages: Sequence[Message]) -> Sight:
     """What a model with this processor is given for a conversation."""
-    images = [image for message in messages for image in message.images]
+    pictures = [picture for message in messages for picture in message.pictures]
     layout = processor.layout
     seen = []
-    for image, inputs in zip(images, layout.prepare(images), strict=True):
+    prepared = layout.prepare([each.image for each in pictures], [each.detail for each in pictures])
+    for picture, inputs in zip(pictures, prepared, strict=True):
         parts = tuple(restore(part.pixels, layout.settings) for part in inputs)
-        seen.append(SeenPicture(image.size, parts, tuple(part.n_tokens for part in inputs)))
+        seen.append(SeenPicture(picture.image.size, parts, tuple(part.n_tokens for part in inputs)))
     prompt = processor.chat(messages)
     return Sight(processor.render(messages), layout.image_token, len(prompt.ids), tuple(seen))
 

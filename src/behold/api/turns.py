@@ -8,7 +8,7 @@ from typing import Any, TypeAlias, cast
 from behold.chat.media import load_image
 from behold.chat.messages import attach_images, parse_messages
 from behold.errors import ChatError
-from behold.types import ImagePart, Message, TextPart
+from behold.types import Detail, ImagePart, Message, TextPart
 
 ImageLike: TypeAlias = Any
 """A path, an http(s) URL, a data: URI, base64, bytes, a file object, a PIL image, a numpy array or a torch tensor."""
@@ -20,8 +20,12 @@ Messages: TypeAlias = Sequence[Mapping[str, Any] | Message]
 """A conversation: messages with a role and content, as the Hugging Face and OpenAI conventions have them."""
 
 
-def user_message(images: Images, question: str) -> Message:
-    """One turn of a person: pictures first, then the question.
+Item: TypeAlias = "tuple[Images, str] | Messages"
+"""One of many: (images, question), or a conversation."""
+
+
+def user_message(images: Images, question: str, *, detail: Detail = "auto") -> Message:
+    """One turn of a person: pictures first, each at this detail, then the question.
 
     Raises:
         MediaError: a picture cannot be read.
@@ -30,7 +34,7 @@ def user_message(images: Images, question: str) -> Message:
     if not isinstance(question, str):
         raise ChatError(f"the question is a {type(question).__name__}; it must be a string, after the picture or []")
     several = [] if images is None else images if isinstance(images, list | tuple) else [images]
-    return Message("user", (*(ImagePart(load_image(image)) for image in several), TextPart(question)))
+    return Message("user", (*(ImagePart(load_image(image), detail) for image in several), TextPart(question)))
 
 
 def conversation(messages: Messages, images: Sequence[ImageLike] | None = None) -> list[Message]:
@@ -38,7 +42,7 @@ def conversation(messages: Messages, images: Sequence[ImageLike] | None = None) 
     return attach_images(parse_messages(messages), [load_image(image) for image in images or ()])
 
 
-def messages_of(item: tuple[Images, str] | Messages) -> list[Message]:
+def messages_of(item: Item) -> list[Message]:
     if isinstance(item, tuple | list) and len(item) == 2 and isinstance(item[1], str):
         return [user_message(item[0], item[1])]
     if isinstance(item, Sequence) and not isinstance(item, str) and all(_is_message(part) for part in item):

@@ -1,24 +1,25 @@
 """Every accepted form of a conversation to one: list[Message], with pictures loaded and checked.
 
 Accepted are Hugging Face messages ({"type": "image"} as a bare place, or with image/url/path/base64), OpenAI messages
-({"type": "image_url", "image_url": {"url": …} or "…"}), plain strings as content, one dict instead of a list, and
-behold.types.Message. torch is never reached from here.
+({"type": "image_url", "image_url": {"url": …, "detail": "low"} or "…"}), plain strings as content, one dict instead of
+a list, and behold.types.Message. torch is never reached from here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast, get_args
 
 from PIL.Image import Image
 
 from behold.chat.media import load_image
 from behold.errors import ChatError, MediaError
-from behold.types import ImagePart, ImagePlace, Message, Part, TextPart
+from behold.types import Detail, ImagePart, ImagePlace, Message, Part, TextPart
 
 _TEXT_TYPES = ("text", "input_text", "output_text")
 _IMAGE_TYPES = ("image", "image_url", "input_image")
 _IMAGE_KEYS = ("image", "url", "path", "base64", "image_url")
+_DETAILS = get_args(Detail)
 Load = Callable[[Any], Image]
 
 
@@ -65,7 +66,7 @@ def attach_images(messages: Sequence[Message], images: Sequence[Image]) -> list[
 
 def _filled(parts: Iterable[Part], images: Iterator[Image]) -> Iterator[Part]:
     for part in parts:
-        yield ImagePart(next(images)) if isinstance(part, ImagePlace) else part
+        yield ImagePart(next(images), part.detail) if isinstance(part, ImagePlace) else part
 
 
 def _places(messages: Sequence[Message]) -> str:
@@ -133,10 +134,11 @@ def _image(part: Mapping[Any, Any], where: str, load: Load) -> Part:
     if not given:
         if part.get("type", "image") != "image":
             raise ChatError(f'{where} is an {part["type"]!r} part without a picture; give "image_url": {{"url": …}}.')
-        return ImagePlace()
+        return ImagePlace(_detail(part, where))
     if len(given) > 1:
         raise ChatError(f"{where} gives one picture in several ways ({', '.join(given)}); give one of them.")
     source = part[given[0]]
+    detail = _detail(source if isinstance(source, Mapping) and source.get("detail") is not None else part, where)
     if given[0] == "base64" and isinstance(source, str) and not source.startswith("data:"):
         source = f"data:;base64,{source}"  # said to be base64, so it is never taken for a path
     if isinstance(source, Mapping):
@@ -144,6 +146,16 @@ def _image(part: Mapping[Any, Any], where: str, load: Load) -> Part:
         if not isinstance(source, str):
             raise ChatError(f'{where} has an image_url without a "url"; give {{"image_url": {{"url": "https://…"}}}}.')
     try:
-        return ImagePart(load(source))
+        return ImagePart(load(source), detail)
     except MediaError as error:
         raise MediaError(f"{where}: {error}") from error
+
+
+def _detail(given: Mapping[Any, Any], where: str) -> Detail:
+    """How much a picture may cost, as the OpenAI API has it: beside "url", or beside "type"."""
+    detail = given.get("detail")
+    if detail is None:
+        return "auto"
+    if not isinstance(detail, str) or detail not in _DETAILS:
+        raise ChatError(f"{where} has the detail {detail!r:.40}; it is one of {', '.join(_DETAILS)}.")
+    return cast("Detail", detail)

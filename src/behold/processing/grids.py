@@ -88,6 +88,13 @@ def clamped_size(rule: SizeRule, size: Size) -> Size:
     return max(height, least), max(width, least)
 
 
+def halved(rule: SizeRule) -> SizeRule:
+    """Idefics2's rule for a picture that shall cost little: half of the longest side, yet no shorter than allowed."""
+    if "longest_edge" not in rule:
+        return rule
+    return {**rule, "longest_edge": max(rule["longest_edge"] // 2, rule["shortest_edge"])}
+
+
 def quarters(size: Size) -> list[tuple[int, int, int, int]]:
     """Idefics2's split: four quarters, row by row, then the whole, as (left, top, right, bottom)."""
     height, width = size

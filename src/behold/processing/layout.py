@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from behold.processing.settings import ImageSettings
-    from behold.types import ImageInput
+    from behold.types import Detail, ImageInput
 
 
 class ImageLayout(Protocol):
@@ -39,8 +39,12 @@ class ImageLayout(Protocol):
             OptionError: there is no such setting.
         """
 
-    def prepare(self, images: Sequence[Image]) -> list[list[ImageInput]]:
-        """Upright RGB pictures of ONE prompt to tower inputs, one list a picture (several where it is split)."""
+    def prepare(self, images: Sequence[Image], details: Sequence[Detail] = ()) -> list[list[ImageInput]]:
+        """Upright RGB pictures of ONE prompt to tower inputs, one list a picture (several where it is split).
+
+        details: a budget for each picture, or () for "auto" throughout. "low" is the least that this layout can make
+        of a picture, "high" the most, "auto" what the settings say; where there is one cost only, all are that one.
+        """
 
     def expand(self, inputs: Sequence[ImageInput]) -> str:
         """The text that replaces one picture's `image_token` in the rendered prompt: `image_token` once per

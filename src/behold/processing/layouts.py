@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from behold.errors import ChatError
-from behold.processing.grids import clamped_size, quarters, target_size
+from behold.processing.grids import SizeRule, clamped_size, halved, quarters, target_size
 from behold.processing.images import (
     Pixels,
     center_crop,
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from behold.checkpoint.files import CheckpointFiles
+    from behold.types import Detail
 
 IMAGE_TOKEN = "<image>"
 FAKE_TOKEN = "<fake_token_around_image>"
@@ -95,8 +96,8 @@ class WholeImageLayout:
         """The same layout with some image settings changed."""
         return replace(self, settings=self.settings.changed(**settings))
 
-    def prepare(self, images: Sequence[Image]) -> list[list[ImageInput]]:
-        """Pictures to one input each; see ImageLayout."""
+    def prepare(self, images: Sequence[Image], details: Sequence[Detail] = ()) -> list[list[ImageInput]]:
+        """Pictures to one input each, of one cost whatever their detail; see ImageLayout."""
         return [[self._input(self._pixels(image))] for image in images]
 
     def expand(self, inputs: Sequence[ImageInput]) -> str:
@@ -183,9 +184,13 @@ class NativeSizeLayout:
         """The same layout with some image settings changed, such as do_image_splitting."""
         return replace(self, settings=self.settings.changed(**settings))
 
-    def prepare(self, images: Sequence[Image]) -> list[list[ImageInput]]:
-        """Pictures of one prompt to one input each, or five where they are split; see ImageLayout."""
-        return [[self._input(self._pixels(part)) for part in self._split(image)] for image in images]
+    def prepare(self, images: Sequence[Image], details: Sequence[Detail] = ()) -> list[list[ImageInput]]:
+        """Pictures to one input each, or five where they are split; see ImageLayout.
+
+        detail "high" splits, "low" does not and halves the longest side allowed: about a quarter of the patches.
+        """
+        each_detail = details or ["auto"] * len(images)
+        return [self._inputs(image, detail) for image, detail in zip(images, each_detail, strict=True)]
 
     def expand(self, inputs: Sequence[ImageInput]) -> str:
         return "".join(f"{self.fake_token}{self.image_token * each.n_tokens}{self.fake_token}" for each in inputs)
@@ -233,15 +238,15 @@ class NativeSizeLayout:
             unpacked.append([self._input(each[:, :h, :w]) for each, (h, w) in zip(rows[b], sizes, strict=False)])
         return unpacked
 
-    def _split(self, image: Image) -> list[Image]:
-        if not self.settings.do_image_splitting:
-            return [image]
-        parts = [image.crop(box) for box in quarters(size_of(image))[:-1]]
-        return [*parts, image]
+    def _inputs(self, image: Image, detail: Detail) -> list[ImageInput]:
+        splits = self.settings.do_image_splitting if detail == "auto" else detail == "high"
+        rule = halved(self.settings.size) if detail == "low" else self.settings.size
+        crops = [image.crop(box) for box in quarters(size_of(image))[:-1]] if splits else []
+        return [self._input(self._pixels(each, rule)) for each in (*crops, image)]
 
-    def _pixels(self, image: Image) -> Pixels:
+    def _pixels(self, image: Image, rule: SizeRule) -> Pixels:
         if self.settings.do_resize:
-            image = resize(image, clamped_size(self.settings.size, size_of(image)), self.settings.resample)
+            image = resize(image, clamped_size(rule, size_of(image)), self.settings.resample)
         return _normalized(image, self.settings)
 
     def _input(self, pixels: Pixels) -> ImageInput:

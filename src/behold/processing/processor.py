@@ -102,7 +102,7 @@ class Processor:
         Raises:
             ChatError: the numbers of image tokens and pictures differ.
         """
-        expanded, inputs = self._expanded(text, images, ())
+        expanded, inputs = self._expanded(text, [ImagePart(image) for image in images], ())
         return self._prompt(expanded, inputs, add_special_tokens=add_special_tokens)
 
     def expand(self, text: str, inputs: Sequence[Sequence[ImageInput]]) -> RenderedPrompt:
@@ -125,7 +125,7 @@ class Processor:
 
     def _rendered(
         self, messages: Sequence[Message], continue_final_message: bool | None, variables: dict[str, Any]
-    ) -> tuple[RenderedPrompt, list[Image]]:
+    ) -> tuple[RenderedPrompt, list[ImagePart]]:
         if self.template is None:
             raise ChatError(
                 "this checkpoint has no chat template; write the prompt by hand, "
@@ -143,10 +143,10 @@ class Processor:
             goes_on = last is not None and last.role == "assistant" and _has_text(last)
         variables.setdefault("add_generation_prompt", not goes_on)
         text = self.template.render(messages, continue_final_message=goes_on, **variables)
-        return text, [image for message in messages for image in message.images]
+        return text, [picture for message in messages for picture in message.pictures]
 
     def _expanded(
-        self, text: str, pictures: Sequence[Image], messages: Sequence[Message]
+        self, text: str, pictures: Sequence[ImagePart], messages: Sequence[Message]
     ) -> tuple[RenderedPrompt, list[ImageInput]]:
         if messages:
             # Counted before pictures are resized: a template may leave out a message, or a picture in it.
@@ -156,7 +156,7 @@ class Processor:
                     f"the chat template makes {places} places for {len(pictures)} pictures ({_where(messages)}); "
                     "it takes no pictures in some of these messages. Put them into user messages."
                 )
-        inputs = self.layout.prepare(pictures)
+        inputs = self.layout.prepare([each.image for each in pictures], [each.detail for each in pictures])
         return self.expand(text, inputs), [each for picture in inputs for each in picture]
 
     def _masked(self, text: str) -> tuple[str, Masker]:
@@ -206,8 +206,5 @@ def _has_text(message: Message) -> bool:
 
 
 def _where(messages: Sequence[Message]) -> str:
-    counts = [
-        (index, message.role, sum(isinstance(p, ImagePart) for p in message.parts))
-        for index, message in enumerate(messages)
-    ]
+    counts = [(index, message.role, len(message.pictures)) for index, message in enumerate(messages)]
     return ", ".join(f"message {index} ({role}) has {count}" for index, role, count in counts if count) or "none given"
