@@ -13,7 +13,7 @@ from behold.engine.blocks import RowTable
 from behold.engine.guides import Guides
 from behold.engine.params import validate
 from behold.engine.request import Transcript
-from behold.engine.sequence import Scoring, Sequence
+from behold.engine.sequence import Guide, Scoring, Sequence
 from behold.errors import CapacityError, OptionError
 from behold.processing.detokenizer import Detokenizer
 from behold.types import Prompt, SamplingParams
@@ -52,26 +52,25 @@ class Admission:
                 constraint that cannot be enforced.
             CapacityError: the prompt is longer than the context, or the request needs more memory than there is.
         """
-        validate(params, vocab_size=self._text.vocab_size, has_tokenizer=self._tokenizer is not None)
-        if params.num_return_sequences > 1 and params.num_beams == 1:
-            raise OptionError(
-                f"num_return_sequences={params.num_return_sequences} with num_beams=1 is that many requests: "
-                "submit those that engine.params.spread makes"
-            )
+        self._validate(params)
         sequence = Sequence(
             key=self._key(),
             prompt=prompt,
             params=params,
             limit=self._room(prompt, params),
-            eos=params.stop_token_ids if params.ignore_eos else params.stop_token_ids | self._eos,
+            eos=self._ends(params),
             seed=_seed(params),
         )
         self._check_memory(sequence)
         if params.num_beams > 1:
             sequence.beams = self._beam_search(sequence)
-        if params.constraint is not None and self._guides is not None:
-            sequence.guide = self._guides.guide(params.constraint, sequence.eos)
+        sequence.guide = self._guide(params)
         return sequence
+
+    def prepare(self, params: SamplingParams) -> None:
+        """See Engine.prepare."""
+        self._validate(params)
+        self._guide(params)
 
     def scoring(self, prompt: Prompt, continuations: Many[tuple[int, ...]]) -> Sequence:
         """The sequence that rates texts; raises as Engine.score does."""
@@ -89,6 +88,23 @@ class Admission:
         sequence = Sequence(self._key(), prompt, SamplingParams(), limit, scoring=scoring)
         self._check_memory(sequence)
         return sequence
+
+    def _validate(self, params: SamplingParams) -> None:
+        validate(params, vocab_size=self._text.vocab_size, has_tokenizer=self._tokenizer is not None)
+        if params.num_return_sequences > 1 and params.num_beams == 1:
+            raise OptionError(
+                f"num_return_sequences={params.num_return_sequences} with num_beams=1 is that many requests: "
+                "submit those that engine.params.spread makes"
+            )
+
+    def _ends(self, params: SamplingParams) -> frozenset[int]:
+        """The ids that end an answer."""
+        return params.stop_token_ids if params.ignore_eos else params.stop_token_ids | self._eos
+
+    def _guide(self, params: SamplingParams) -> Guide | None:
+        if params.constraint is None or self._guides is None:
+            return None
+        return self._guides.guide(params.constraint, self._ends(params))
 
     def _key(self) -> int:
         with self._lock:

@@ -84,6 +84,10 @@ class Engine:
         """
         return self._queue(self._admission.sequence(prompt, params), on_news)
 
+    def prepare(self, params: SamplingParams) -> None:
+        """Check options and compile their constraint ahead of `submit`: it can take seconds. Raises as `submit`."""
+        self._admission.prepare(params)
+
     def take(self, request: Request) -> tuple[list[Delta], bool]:
         """The deltas since the last call, and whether they were the last. Waits for nothing.
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from behold.api.server.errors import ApiError, api_error_of
-from behold.engine.params import validate
+from behold.api.structured import READERS, constraint_of_response_format
 from behold.errors import BeholdError, OptionError
 from behold.types import Constraint, SamplingParams
 
@@ -72,7 +72,11 @@ def response_params(vlm: VLM, asked: ResponsesRequest) -> SamplingParams:
     text = asked.text.format if asked.text else None
     if text is not None and text.get("type") == "json_schema":  # flat here, nested in chat completions
         text = {"type": "json_schema", "json_schema": {key: text[key] for key in text if key != "type"}}
-    constraint = _named("text.format", lambda: _formatted(text))
+    try:
+        constraint = _formatted(text)
+    except OptionError as error:
+        said = re.sub(r"response_format(\.json_schema)?", "text.format", str(error))
+        raise ApiError(400, said, param="text.format", code="invalid_value") from error
     limit = DEFAULT_MAX_TOKENS if asked.max_output_tokens is None else asked.max_output_tokens
     return _params(vlm, asked, ("max_output_tokens", limit), logprobs, ("text.format", constraint))
 
@@ -120,42 +124,30 @@ def _params(
         raise _refused("structured_outputs", f"structured_outputs and {field} both constrain the answer; give one")
     try:
         params = replace(vlm.params(options), constraint=constraint or extra)
-        validate(params)
+        vlm.engine.prepare(replace(params, constraint=None))
     except OptionError as error:
         found = re.match(r"(\w+)=", str(error))
         internal = found.group(1) if found else ""
         api_name = name if internal == "max_new_tokens" else _API_NAMES.get(internal, internal)
         raise api_error_of(error, api_name or None) from error
+    _named("structured_outputs" if extra else field, lambda: vlm.engine.prepare(params))
     return params
 
 
 def _formatted(response_format: Mapping[str, Any] | None) -> Constraint | None:
-    if response_format is None or response_format.get("type") == "text":
-        return None
-    from behold.api.structured import constraint_of_response_format  # type: ignore[import-not-found, unused-ignore]
-
-    constraint: Constraint | None = constraint_of_response_format(response_format)
-    return constraint
+    return None if response_format is None else constraint_of_response_format(response_format)
 
 
 def _structured(given: Mapping[str, Any] | None) -> Constraint | None:
     """vLLM's structured_outputs."""
-    set_ = {key: value for key, value in (given or {}).items() if value is not None}
-    if not set_:
+    given = {key: value for key, value in (given or {}).items() if value is not None}
+    if not given:
         return None
-    ((kind, source), *others) = set_.items()
-    if others:
-        raise OptionError(f"it has {', '.join(set_)}; give one of json, regex, choice and grammar")
-    if kind == "json":
-        return _formatted({"type": "json_schema", "json_schema": {"name": "answer", "schema": source}})
-    if kind in ("regex", "grammar") and isinstance(source, str):
-        return Constraint("regex" if kind == "regex" else "grammar", source)
-    if kind == "choice" and isinstance(source, list) and source and all(isinstance(text, str) for text in source):
-        return Constraint("choice", tuple(source))
-    raise OptionError(
-        'it is one of {"json": schema}, {"regex": "…"}, {"choice": ["…", …]} and {"grammar": "…"}; '
-        f"here is {kind[:40]!r} with another kind of value"
-    )
+    ((kind, source), *others) = given.items()
+    name = {"json": "schema", "choice": "choices"}.get(kind, kind)
+    if others or name not in READERS:
+        raise OptionError("it takes exactly one of json, regex, choice and grammar")
+    return READERS[name](name, source)
 
 
 def _named(field: str, make: Callable[[], T]) -> T:
