@@ -159,32 +159,6 @@ def test_a_batch_keeps_its_order_and_gives_what_each_gives_alone(vlm: behold.VLM
     assert together[0] == vlm.ask(PICTURE, QUESTION, max_new_tokens=7)
 
 
-def test_a_batch_runs_together(vlm: behold.VLM) -> None:
-    before = vlm.engine.stats().steps
-    vlm.batch([([], "One."), ([], "Two."), ([], "Three.")], max_new_tokens=8, ignore_eos=True)
-    assert vlm.engine.stats().steps - before <= 8 + 1
-
-
-def test_an_empty_batch_has_no_answers(vlm: behold.VLM) -> None:
-    assert vlm.batch([]) == []
-
-
-def test_a_batch_counts_on_stderr_if_asked(vlm: behold.VLM, capsys: pytest.CaptureFixture[str]) -> None:
-    vlm.batch([([], "One."), ([], "Two.")], max_new_tokens=2)
-    assert capsys.readouterr().err == ""
-    vlm.batch([([], "One."), ([], "Two.")], max_new_tokens=2, progress=True)
-    assert "2/2" in capsys.readouterr().err
-
-
-def test_a_broken_item_is_named_before_anything_runs(vlm: behold.VLM) -> None:
-    before = vlm.engine.stats().steps
-    with pytest.raises(MediaError, match=r"item 1 .*no-such\.png"):
-        vlm.batch([([], "Fine."), ("no-such.png", "What?")])
-    with pytest.raises(ChatError, match=r"item 0 .*neither"):
-        vlm.batch([42])  # type: ignore[list-item]
-    assert vlm.engine.stats().steps == before
-
-
 def test_threads_share_one_model(vlm: behold.VLM) -> None:
     questions = [f"Question {number}?" for number in range(4)]
     wanted = [vlm.ask(PICTURE, question, max_new_tokens=12) for question in questions]

@@ -8,8 +8,11 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def counting(total: int, what: str, *, shown: bool) -> Iterator[Callable[[], None]]:
-    """Yields a function to call once a part is done. Draws on stderr if `shown`, and only lines on a terminal."""
+def counting(total: int | None, what: str, *, shown: bool) -> Iterator[Callable[[], None]]:
+    """Yields a function to call once a part is done. Draws on stderr if `shown`, and only lines on a terminal.
+
+    total: None where nobody knows.
+    """
     if not shown:
         yield lambda: None
         return

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Sized
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from behold.api import structured
+from behold.api.batches import OnError, check_on_error, run_all
 from behold.api.chat import Chat
 from behold.api.progress import counting
 from behold.api.sampling import SamplingOptions, generation_defaults, sampling_params
 from behold.api.session import open_checkpoint, open_engine, open_model, open_processor
 from behold.api.stream import AnswerStream
 from behold.api.structured import M, PydanticModel
-from behold.api.turns import ImageLike, Images, Messages, conversation, messages_of, user_message
-from behold.errors import BeholdError, OptionError, StructuredOutputError
-from behold.types import Answer, Message, Prompt, SamplingParams
+from behold.api.turns import ImageLike, Images, Item, Messages, conversation, messages_of, user_message
+from behold.errors import OptionError
+from behold.types import Answer, Message, SamplingParams
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from behold.checkpoint.files import CheckpointFiles
     from behold.engine.engine import Engine
+    from behold.engine.request import Request
     from behold.models.base import VisionLanguageModel
     from behold.processing.processor import Processor
 
@@ -149,44 +151,100 @@ class VLM:
     @overload
     def batch(
         self,
-        items: Iterable[tuple[Images, str] | Messages],
+        items: Iterable[Item],
         *,
-        progress: bool = False,
         schema: type[M],
+        on_error: Literal["raise"] = "raise",
+        progress: bool = False,
         **sampling: Unpack[SamplingOptions],
     ) -> list[M]: ...
 
     @overload
     def batch(
         self,
-        items: Iterable[tuple[Images, str] | Messages],
+        items: Iterable[Item],
         *,
-        progress: bool = False,
         schema: Mapping[str, Any] | None = None,
+        on_error: Literal["raise"] = "raise",
+        progress: bool = False,
         **sampling: Unpack[SamplingOptions],
     ) -> list[Answer]: ...
 
+    @overload
     def batch(
         self,
-        items: Iterable[tuple[Images, str] | Messages],
+        items: Iterable[Item],
         *,
-        progress: bool = False,
         schema: Schema = None,
+        on_error: OnError,
+        progress: bool = False,
         **sampling: Unpack[SamplingOptions],
-    ) -> object:
+    ) -> list[Any]: ...
+
+    def batch(
+        self,
+        items: Iterable[Item],
+        *,
+        schema: Schema = None,
+        on_error: OnError = "raise",
+        progress: bool = False,
+        **sampling: Unpack[SamplingOptions],
+    ) -> list[Any]:
         """Answer many questions together, in the order given. Each item is (images, question) or a conversation.
 
-        All items are read before the first is run, so a broken one costs nothing. `progress` counts them on stderr.
+        Items are read and prepared while others are answered, so that any number of them takes little memory.
+
+        on_error: "raise" ends everything as soon as an item fails; "keep" puts its BeholdError in its answer's place
+            and goes on.
+        progress: count the answers on stderr.
 
         Raises:
-            BeholdError: of the kind that the first broken item raises alone; the message has its number.
+            BeholdError: of the kind that the broken item raises alone; the message has its number.
         """
-        params = self.params({**sampling, "schema": schema})
-        prompts = [self._prompt_of(number, item) for number, item in enumerate(items)]
-        with counting(len(prompts), "answers", shown=progress) as advance:
-            done = self.engine.complete([(prompt, params) for prompt in prompts], on_done=lambda *_: advance())
-        answers = [_read(number, Answer.of(item), params, schema) for number, item in enumerate(done)]
-        return [structured.value_of(answer, schema) for answer in answers]
+        total = len(items) if isinstance(items, Sized) else None
+        with counting(total, "answers", shown=progress) as advance:
+            return list(self._answers(items, schema, on_error, sampling, advance))
+
+    @overload
+    def batch_iter(
+        self,
+        items: Iterable[Item],
+        *,
+        schema: type[M],
+        on_error: Literal["raise"] = "raise",
+        **sampling: Unpack[SamplingOptions],
+    ) -> Generator[M, None, None]: ...
+
+    @overload
+    def batch_iter(
+        self,
+        items: Iterable[Item],
+        *,
+        schema: Mapping[str, Any] | None = None,
+        on_error: Literal["raise"] = "raise",
+        **sampling: Unpack[SamplingOptions],
+    ) -> Generator[Answer, None, None]: ...
+
+    @overload
+    def batch_iter(
+        self,
+        items: Iterable[Item],
+        *,
+        schema: Schema = None,
+        on_error: OnError,
+        **sampling: Unpack[SamplingOptions],
+    ) -> Generator[Any, None, None]: ...
+
+    def batch_iter(
+        self,
+        items: Iterable[Item],
+        *,
+        schema: Schema = None,
+        on_error: OnError = "raise",
+        **sampling: Unpack[SamplingOptions],
+    ) -> Generator[Any, None, None]:
+        """Like `batch`, each answer as soon as it and those before it are there; closing it stops the work."""
+        return self._answers(items, schema, on_error, sampling)
 
     def chat(self, *, system: str | None = None) -> Chat:
         """A conversation that keeps its history; each picture is encoded once."""
@@ -234,16 +292,26 @@ class VLM:
             return AnswerStream(deltas, prompt, on_end)
         return AnswerStream(deltas, prompt, on_end, read=lambda answer: structured.read(answer, constraint, schema))
 
-    def _prompt_of(self, number: int, item: tuple[Images, str] | Messages) -> Prompt:
-        try:
-            return self.processor.chat(messages_of(item))
-        except BeholdError as error:
-            raise type(error)(f"item {number} of the batch (counted from 0): {error}") from error
+    def _answers(
+        self,
+        items: Iterable[Item],
+        schema: Schema,
+        on_error: OnError,
+        sampling: SamplingOptions,
+        on_end: Callable[[], object] = lambda: None,
+    ) -> Generator[Any, None, None]:
+        params = self.params({**sampling, "schema": schema})
 
+        def value(request: Request) -> object:
+            answer = Answer.of(request.completions[0])
+            return structured.value_of(structured.read(answer, params.constraint, schema), schema)
 
-def _read(number: int, answer: Answer, params: SamplingParams, schema: Schema) -> Answer:
-    try:
-        return structured.read(answer, params.constraint, schema)
-    except StructuredOutputError as error:
-        told = f"item {number} of the batch (counted from 0): {error}"
-        raise StructuredOutputError(told, answer=error.answer) from error
+        return run_all(
+            self.engine,
+            items,
+            prepare=lambda item: self.processor.chat(messages_of(item)),
+            start=lambda prompt: self.engine.submit(prompt, params),
+            finish=value,
+            keep_errors=check_on_error(on_error),
+            on_end=on_end,
+        )
