@@ -217,9 +217,13 @@ class Engine:
             OptionError: no continuation, an empty one, or ids outside the vocabulary.
             CapacityError: as `submit`.
         """
-        (request,) = self._run([self._admission.scoring(prompt, continuations)])
-        assert request.sequence.scoring is not None
-        return [tuple(found) for found in request.sequence.scoring.logprobs]
+        request = self.submit_scoring(prompt, continuations)
+        self.wait([request])
+        return request.ratings
+
+    def submit_scoring(self, prompt: Prompt, continuations: Many[tuple[int, ...]]) -> Request:
+        """Queue what `score` does: `request.ratings` is its result when it is done. Raises as `score` does."""
+        return self._queue(self._admission.scoring(prompt, continuations))
 
     def _run(self, sequences: Many[Sequence], on_done: Callable[[int, Request], object] | None = None) -> list[Request]:
         """Queue and wait; whatever breaks in, in the middle of queueing too, cancels all that is not over."""

@@ -111,6 +111,12 @@ class Request:
     def has_news(self) -> bool:
         return bool(self._deltas) or self.done
 
+    @property
+    def ratings(self) -> list[tuple[float, ...]]:
+        """What was asked for in place of an answer: a natural logarithm for each id of each text. Read it when done."""
+        assert self.sequence.scoring is not None
+        return [tuple(found) for found in self.sequence.scoring.logprobs]
+
     def take(self) -> list[Delta]:
         """The deltas since the last call."""
         deltas = list(self._deltas)
