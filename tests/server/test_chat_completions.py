@@ -184,6 +184,33 @@ def test_logprobs_alone_report_the_chosen_tokens(client: TestClient) -> None:
     assert len(content) == 8 and all(token["top_logprobs"] == [] for token in content)
 
 
+# --- structured answers --------------------------------------------------------------------------------------------
+
+
+def test_an_answer_keeps_to_its_schema_or_says_that_it_was_cut_off(client: TestClient) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"n": {"enum": [1, 22]}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "count", "schema": schema, "strict": True}}
+    choice = client.post(PATH, json=asked(response_format=form, max_tokens=40)).json()["choices"][0]
+    assert choice["message"]["content"] in ('{"n": 1}', '{"n": 22}') and choice["finish_reason"] == "stop"
+    chunks = chunks_of(client.post(PATH, json=asked(response_format=form, max_tokens=40, stream=True)))
+    assert content_of(chunks) == choice["message"]["content"]
+    assert (
+        client.post(PATH, json=asked(response_format=form, max_tokens=2)).json()["choices"][0]["finish_reason"]
+        == "length"
+    )
+
+
+def test_an_answer_keeps_to_a_pattern_or_a_choice(client: TestClient) -> None:
+    for outputs, allowed in (({"choice": ["red", "blue"]}, ("red", "blue")), ({"regex": "(no){2}"}, ("nono",))):
+        choices = client.post(PATH, json=asked(structured_outputs=outputs, n=2, temperature=1.5)).json()["choices"]
+        assert all(choice["message"]["content"] in allowed for choice in choices)
+
+
 # --- what is refused -----------------------------------------------------------------------------------------------
 
 

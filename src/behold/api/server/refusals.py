@@ -73,14 +73,14 @@ RESPONSES: Rules = {
 TEXT = _LENGTH
 
 
-def refuse(given: Mapping[str, object], rules: Rules) -> None:
-    """Raise for the first field of `given` (nulls left out) that `rules` refuse.
+def refuse(given: Mapping[str, object], rules: Rules, *, inside: str = "") -> None:
+    """Raise for the first field of `given` (nulls left out) that `rules` refuse. inside: the field that holds them.
 
     Raises:
         ApiError: 400 with the field's name.
     """
     for name, (neutral, advice) in rules.items():
         if name in given and given[name] not in neutral:
-            raise ApiError(
-                400, f"{name} cannot be honoured with this value: {advice}", param=name, code="unsupported_parameter"
-            )
+            param = f"{inside}.{name}" if inside else name
+            text = f"{param} cannot be honoured with this value: {advice}"
+            raise ApiError(400, text, param=param, code="unsupported_parameter")

@@ -43,7 +43,7 @@ async def _begin(request: Request, service: Service) -> tuple[ResponseShape, Cho
     asked = await read(request, ResponsesRequest, service)
     service.check_model(asked.model)
     refuse(asked.given, RESPONSES)
-    refuse(asked.text.given if asked.text else {}, TEXT)
+    refuse(asked.text.given if asked.text else {}, TEXT, inside="text")
     variables, policy = template_variables(asked), service.settings.media_policy
 
     def converted() -> tuple[SamplingParams, list[Message]]:
