@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.behold-runtime
 TESTING := $(VENV)/.behold-test
+BROWSING := $(VENV)/.behold-browser
 INSTALL := $(BIN)/python -m pip install --progress-bar off -c constraints.txt
 # pip's story in two lines: the packages as they are fetched, and when they are unpacked
 BRIEFLY := awk '/^ *Collecting /{sub(/[^A-Za-z0-9_.-].*/, "", $$2); printf " %s", $$2; fflush()} /^Installing/{printf "\n   unpacking …"; fflush()} END{print ""}'
@@ -15,7 +16,7 @@ PICTURE ?= examples/scene.png
 QUESTION ?= What do we see in this image?
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test format bench bench-serve clean
+.PHONY: help demo test test-browser format bench bench-serve clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name what; do printf '  make %-12s %s\n' "$$name" "$$what"; done
@@ -33,6 +34,10 @@ test: $(TESTING)  ## lint, format check, types, tests with coverage (installs wh
 	@$(BIN)/mypy
 	@echo '== pytest'
 	@$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+test-browser: $(BROWSING)  ## the chat page in a headless Chromium (installs what it needs)
+	@scripts/chromium --install >/dev/null
+	@$(BIN)/python -m pytest tests/browser
 
 format: $(TESTING)  ## let ruff fix and format the sources
 	@$(BIN)/ruff check --fix .
@@ -64,4 +69,9 @@ $(TESTING): $(RUNTIME)
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "the tests compare with transformers 5.23, which needs Python 3.11 or newer; $(VENV) is $$($(BIN)/python -V). Run: make clean test PYTHON=python3.12"; exit 1; }
 	@echo '== installing what the tests need (once)'
 	@$(INSTALL) -e '.[test]' | $(BRIEFLY)
+	@touch $@
+
+$(BROWSING): $(TESTING)
+	@echo '== installing what drives the browser (once)'
+	@$(INSTALL) -e '.[test,browser]' | $(BRIEFLY)
 	@touch $@

@@ -27,6 +27,8 @@ export class TurnView {
   /** Show the turn as it is now; many changes within one frame cost one drawing. */
   update() {
     const { running } = this.turn;
+    this.element.dataset.state = this.turn.state;
+    this.answer.setAttribute("aria-busy", String(running));
     if (running && this.clock === null) this.clock = setInterval(() => this.#tick(), CALM.matches ? 1000 : 100);
     if (!running) {
       clearInterval(this.clock);
@@ -50,8 +52,6 @@ export class TurnView {
   #draw() {
     this.frame = null;
     const { turn } = this;
-    this.element.dataset.state = turn.state;
-    this.answer.setAttribute("aria-busy", String(turn.running));
     this.live.set(turn.answer);
     this.#tick();
     this.problem.replaceChildren(...this.#problem());
