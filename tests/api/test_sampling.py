@@ -75,10 +75,14 @@ def test_every_keyword_has_a_reader() -> None:
         "logprobs": 1,
         "early_stopping": "never",
         "loop_stop": True,
+        "regex": "a+",
+        "choices": ["yes", "no"],
+        "grammar": 'start: "a"',
     }
+    forms = ("regex", "choices", "grammar")
     for name in SamplingOptions.__annotations__:
         params = sampling_params({name: values.get(name, 1)})
-        assert getattr(params, name) not in (None, (), frozenset()), name
+        assert getattr(params, "constraint" if name in forms else name) not in (None, (), frozenset()), name
 
 
 @pytest.mark.parametrize(
