@@ -33,7 +33,7 @@ class FakeDecoder(nn.Module):
         self.head = nn.Linear(width, VOCABULARY)
         self.register_buffer("waves", torch.randn(width) * 3)
 
-    def forward(self, embeddings: Tensor, positions: Tensor, cache: CacheView) -> Tensor:
+    def forward(self, embeddings: Tensor, positions: Tensor, cache: CacheView, wanted: Tensor | None = None) -> Tensor:
         x = embeddings + torch.sin(positions[:, None] * self.waves)
         for layer, (q, kv, up) in enumerate(zip(self.q, self.kv, self.up, strict=True)):
             keys, values = kv(x).view(len(x), 2, self.kv_heads, self.dim).unbind(1)
@@ -41,7 +41,8 @@ class FakeDecoder(nn.Module):
             seen = cache.attend(layer, q(x).view(len(x), self.heads, self.dim), keys, values, window=window)
             x = x + 2 * seen.reshape(len(x), -1)
             x = x + torch.tanh(up(x))
-        return nn.functional.layer_norm(x, x.shape[-1:])
+        x = nn.functional.layer_norm(x, x.shape[-1:])
+        return x if wanted is None else x[wanted]
 
     def logits(self, hidden: Tensor) -> Tensor:
         return 4 * self.head(hidden)
@@ -77,12 +78,12 @@ class FakeModel(VisionLanguageModel):
         self.encoded.append([image.digest for image in images])
         return [torch.from_numpy(image.pixels) for image in images]
 
-    def hidden(self, embeddings: Tensor, positions: Tensor, cache: CacheView) -> Tensor:
+    def hidden(self, embeddings: Tensor, positions: Tensor, cache: CacheView, wanted: Tensor | None = None) -> Tensor:
         self.passes.append(len(embeddings))
         if self.fail_next is not None:
             error, self.fail_next = self.fail_next, None
             raise error
-        return super().hidden(embeddings, positions, cache)
+        return super().hidden(embeddings, positions, cache, wanted)
 
 
 def picture(seed: int, n_tokens: int = 5) -> ImageInput:

@@ -68,7 +68,8 @@ def build(
         plan=plan,
         image_rows=image_rows,
         at=at,
-        sample_rows=None if all_rows else torch.tensor(samples, device=device, dtype=torch.long),
+        # where none is wanted the first stands in, so that no layer meets an empty input
+        sample_rows=None if all_rows else torch.tensor(samples or [0], device=device),
         n_samples=len(samples),
     )
 

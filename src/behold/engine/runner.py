@@ -73,10 +73,10 @@ class Runner:
         self._make_room(chunks)
         tensors = batch.build(chunks, self._positions, self.images.__getitem__, self.device)
         embeddings = self._model.embed(tensors.ids, tensors.image_rows, tensors.at)
-        hidden = self._model.hidden(embeddings, tensors.positions, self.cache.view(tensors.plan))
+        view = self.cache.view(tensors.plan)
+        hidden = self._model.hidden(embeddings, tensors.positions, view, tensors.sample_rows)
         if tensors.n_samples:
-            wanted = hidden if tensors.sample_rows is None else hidden.index_select(0, tensors.sample_rows)
-            self._choose(self._model.logits(wanted), [c for c in chunks if c.samples], output)
+            self._choose(self._model.logits(hidden), [c for c in chunks if c.samples], output)
         return output
 
     # --- pictures: what the scheduler asks ----------------------------------------------------------------------------

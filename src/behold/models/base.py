@@ -64,9 +64,12 @@ class VisionLanguageModel(nn.Module, ABC):
             return embeddings.index_copy(0, at, image_rows.to(embeddings.dtype))
         return embeddings
 
-    def hidden(self, embeddings: Tensor, positions: Tensor, cache: CacheView) -> Tensor:
-        """(N, D) embeddings at (N,) positions through the decoder, normalised. Returns (N, D)."""
-        out: Tensor = self.decoder(embeddings, positions, cache)
+    def hidden(self, embeddings: Tensor, positions: Tensor, cache: CacheView, wanted: Tensor | None = None) -> Tensor:
+        """(N, D) embeddings at (N,) positions through the decoder, normalised.
+
+        Returns (N, D), or only the rows `wanted` (R,) as (R, D).
+        """
+        out: Tensor = self.decoder(embeddings, positions, cache, wanted)
         return out
 
     def logits(self, hidden: Tensor) -> Tensor:

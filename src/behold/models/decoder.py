@@ -9,10 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from behold.nn.embedding import embedding
-from behold.nn.linear import Linear
+from behold.nn.linear import Linear, product
 from behold.nn.mlp import GatedMLP
 from behold.nn.norms import RMSNorm
 from behold.nn.rotary import Rotary, rotate
@@ -39,14 +38,17 @@ class Attention(nn.Module):
         self.v_proj = Linear(width, kv_width, bias=config.qkv_bias)
         self.o_proj = Linear(q_width, width, bias=config.output_bias)
 
-    def forward(self, x: Tensor, cosines: Tensor, sines: Tensor, cache: CacheView) -> Tensor:
-        """(N, D) to (N, D)."""
+    def forward(
+        self, x: Tensor, cosines: Tensor, sines: Tensor, cache: CacheView, wanted: Tensor | None = None
+    ) -> Tensor:
+        """(N, D) to (N, D), or to (R, D) where only the rows `wanted` (R,) are of use."""
         rows = x.shape[0]
         q = rotate(self.q_proj(x).view(rows, self.heads, self.head_dim), cosines, sines)
         k = rotate(self.k_proj(x).view(rows, self.kv_heads, self.head_dim), cosines, sines)
         v = self.v_proj(x).view(rows, self.kv_heads, self.head_dim)
         out = cache.attend(self.layer, q, k, v, window=self.window)
-        y: Tensor = self.o_proj(out.reshape(rows, self.heads * self.head_dim))
+        out = out.reshape(rows, self.heads * self.head_dim)
+        y: Tensor = self.o_proj(out if wanted is None else out[wanted])
         return y
 
 
@@ -60,9 +62,12 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, cosines: Tensor, sines: Tensor, cache: CacheView) -> Tensor:
-        """(N, D) to (N, D)."""
-        x = x + self.self_attn(self.input_layernorm(x), cosines, sines, cache)
+    def forward(
+        self, x: Tensor, cosines: Tensor, sines: Tensor, cache: CacheView, wanted: Tensor | None = None
+    ) -> Tensor:
+        """(N, D) to (N, D), or to (R, D) where only the rows `wanted` (R,) are of use."""
+        attended = self.self_attn(self.input_layernorm(x), cosines, sines, cache, wanted)
+        x = (x if wanted is None else x[wanted]) + attended
         y: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return y
 
@@ -79,18 +84,22 @@ class Decoder(nn.Module):
         self.lm_head = None if config.tied else Linear(config.hidden_size, config.vocab_size, bias=False)
         self.rotary = Rotary(config.rope, config.head_dim)
 
-    def forward(self, embeddings: Tensor, positions: Tensor, cache: CacheView) -> Tensor:
-        """(N, D) embeddings at (N,) positions to (N, D) normalised hidden states."""
+    def forward(self, embeddings: Tensor, positions: Tensor, cache: CacheView, wanted: Tensor | None = None) -> Tensor:
+        """(N, D) embeddings at (N,) positions to (N, D) normalised hidden states.
+
+        wanted: (R,) the rows that are returned, as (R, D); None for all. The last layer spares the others' work.
+        """
         cosines, sines = self.rotary(positions, embeddings.dtype)
         hidden = embeddings
-        for layer in self.layers:
-            hidden = layer(hidden, cosines, sines, cache)
+        last = len(self.layers) - 1
+        for number, layer in enumerate(self.layers):
+            hidden = layer(hidden, cosines, sines, cache, wanted if number == last else None)
         out: Tensor = self.norm(hidden)
         return out
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(R, D) to (R, V)."""
         if self.lm_head is None:
-            return F.linear(hidden, self.embed_tokens.weight)
+            return product(hidden, self.embed_tokens.weight)
         out: Tensor = self.lm_head(hidden)
         return out

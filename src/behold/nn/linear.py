@@ -13,6 +13,11 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """(…, K) to (…, N)."""
-        if onednn.suits(input, self.weight):
-            return onednn.linear(input, self.weight, self.bias)
-        return F.linear(input, self.weight, self.bias)
+        return product(input, self.weight, self.bias)
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """(…, K) by weight (N, K) and bias (N,) to (…, N)."""
+    if onednn.suits(x, weight):
+        return onednn.linear(x, weight, bias)
+    return F.linear(x, weight, bias)
