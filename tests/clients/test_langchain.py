@@ -79,7 +79,8 @@ def test_a_batch(server: Running, chat: ChatOpenAI) -> None:
 
 def test_structured_output(chat: ChatOpenAI) -> None:
     assert isinstance(chat.with_structured_output(Scene, method="json_schema").invoke(question()), Scene)
-    found = chat.with_structured_output(Scene.model_json_schema(), method="json_schema").invoke(question())
+    plain = {**Scene.model_json_schema(), "additionalProperties": False}
+    found = chat.with_structured_output(plain, method="json_schema").invoke(question())
     assert Scene.model_validate(found)
 
 

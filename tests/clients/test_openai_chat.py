@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -198,10 +199,8 @@ def test_an_answer_cut_short_is_no_instance(server: Running, client: OpenAI) -> 
 
 
 def test_any_json_object(server: Running, client: OpenAI) -> None:
-    import json
-
     kind: Any = {"type": "json_object"}
-    request: dict[str, Any] = {"model": server.model, "messages": seen(), "response_format": kind, "max_tokens": 400}
+    request: dict[str, Any] = {"model": server.model, "messages": seen(), "response_format": kind, "max_tokens": 80}
     answer = client.chat.completions.create(**request)
     if answer.choices[0].finish_reason == "stop":
         assert isinstance(json.loads(text_of(answer)), dict)
