@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -131,12 +132,38 @@ def test_what_templates_may_not_do(source: str, word: str) -> None:
     assert word in str(caught.value), str(caught.value)
 
 
-@pytest.mark.parametrize("body", ["{{ '' }}", ""])
-def test_a_template_that_never_ends(monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+MANY = "{% set many = range(90000)|list %}"
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [
+        "{% for i in range(90000) %}{% for j in range(90000) %}{{ '' }}{% endfor %}{% endfor %}",
+        "{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}",
+        MANY + "{% for i in many %}{% for j in many %}{% endfor %}{% endfor %}",
+        MANY + "{% for i in many %}{% for j in many if false %}x{% endfor %}{% endfor %}",
+        MANY + "{% set all = [many] * 90000 %}{{ all|map('sum')|list|length }}",
+        MANY + "{% set all = [many] * 90000 %}{{ all|select('in', [])|list|length }}",
+        "{% macro twice(n) %}{% if n %}{{ twice(n - 1) }}{{ twice(n - 1) }}{% endif %}{% endmacro %}{{ twice(80) }}",
+        "{% for i in [1, 1] recursive %}{% if loop.depth < 80 %}{{ loop([1, 1]) }}{% endif %}{% endfor %}",
+        "{% set _check_time = 1 %}" + MANY + "{% for i in many %}{% for j in many %}{% endfor %}{% endfor %}",
+    ],
+)
+def test_a_template_that_never_ends(monkeypatch: pytest.MonkeyPatch, endless: str) -> None:
+    chat = template(endless)
     monkeypatch.setattr(sandbox, "MAX_RENDER_S", 0.05)
-    endless = "{% for i in range(90000) %}{% for j in range(90000) %}" + body + "{% endfor %}{% endfor %}"
+    started = time.monotonic()
     with pytest.raises(ChatError, match="runs for more than"):
-        template(endless).render(user("Hi"))
+        chat.render(user("Hi"))
+    assert time.monotonic() - started < 2
+
+
+def test_the_clock_of_one_rendering_is_not_that_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "MAX_RENDER_S", 0.2)
+    chat = template("{% for m in messages %}{{ m.content|trim }}{% endfor %}")
+    assert chat.render(user("Hi")) == "Hi"
+    time.sleep(0.25)
+    assert chat.render(user("Hi")) == "Hi"
 
 
 def test_a_template_that_is_no_jinja() -> None:

@@ -90,7 +90,6 @@ class Learner:
         trained = [self.tower, self.heads, self.rest, self.subjects]
         frozen = {id(weight) for weight in self.tower.post_layernorm.parameters()}  # behind the layer that is read
         self.weights = [w for module in trained for w in module.parameters() if id(w) not in frozen]
-        self.decoder_weights = [*self.rest.parameters(), *self.subjects.parameters()]
         # One thread per pack, each taking the next: a core that is busy elsewhere then holds up less than with
         # operations that are split evenly over all cores.
         torch.set_num_threads(1)
@@ -126,31 +125,29 @@ class Learner:
                 group["lr"] = rate * (TOWER_PACE if number < 2 else 1.0)
         asked, shown = sum(len(rows.kind) for rows in packs), sum(len(rows.images) for rows in packs)
         losses = [0.0, 0.0, 0.0]
-        weights = self.decoder_weights if self.step < self.arguments.still_tower else self.weights
         for weight in self.weights:
             weight.grad = None
-        for outcome in self.threads.map(lambda rows: self._gradients(rows, weights, asked, shown), packs):
-            for weight, gradient in zip(weights, outcome.gradients, strict=True):
+        for outcome in self.threads.map(lambda rows: self._gradients(rows, asked, shown), packs):
+            for weight, gradient in zip(self.weights, outcome.gradients, strict=True):
                 weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
             tally.add(outcome.rows, outcome.logits)
             losses = [losses[0] + outcome.answers, losses[1] + outcome.dense, losses[2] + outcome.subject]
-        nn.utils.clip_grad_norm_(weights, 1.0)
+        nn.utils.clip_grad_norm_(self.weights, 1.0)
         list(self.threads.map(lambda optimizer: optimizer.step(), self.optimizers))
         self.step += 1
         self.mean.update(self.model, self.step)
         return losses
 
-    def _gradients(self, rows: Rows, weights: list[Tensor], asked: int, shown: int) -> Outcome:
+    def _gradients(self, rows: Rows, asked: int, shown: int) -> Outcome:
         """What `rows` add to the gradients of a step that has `asked` answers and `shown` pictures in all."""
         rows = rows.to(self.device)
-        with torch.set_grad_enabled(weights is self.weights):
-            features = tower_features(self.model, rows.images)
-            dense = dense_loss(self.heads(features), rows.labels)[0] * (len(rows.images) / shown)
+        features = tower_features(self.model, rows.images)
+        dense = dense_loss(self.heads(features), rows.labels)[0] * (len(rows.images) / shown)
         middle, last = decode(self.model, features, rows.ids)
         logits = self.model.lm_head(last[rows.row, rows.position])
         answers = answer_loss(logits, rows) * (len(rows.kind) / asked)
         subject = self.subjects.loss(middle[rows.starts], rows.subject) * (len(rows.kind) / asked)
-        gradients = torch.autograd.grad(answers + DENSE_WEIGHT * dense + SUBJECT_WEIGHT * subject, weights)
+        gradients = torch.autograd.grad(answers + DENSE_WEIGHT * dense + SUBJECT_WEIGHT * subject, self.weights)
         return Outcome(gradients, rows, logits.detach(), answers.item(), dense.item(), subject.item())
 
     @torch.no_grad()
@@ -200,7 +197,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16, help="conversations a step, 3 in 8 on two pictures")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--still-tower", type=int, default=0, help="steps before the tower learns along")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", default="auto")
     return parser.parse_args()

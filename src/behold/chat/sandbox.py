@@ -2,16 +2,20 @@
 
 A template comes with a checkpoint, so it is as untrusted as the checkpoint: it runs in Jinja's immutable sandbox, may
 not build huge strings by one operator, and is stopped when its output or its time grows out of bounds.
+
+The clock is read at each turn of a loop, each call and each filter: whatever a template repeats, it repeats these.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 import jinja2
 from jinja2 import nodes
@@ -19,13 +23,31 @@ from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 _LARGEST_TEXT = 1_000_000
 _LARGEST_EXPONENT = 64
 _WIDE_FIELD = re.compile(r"%[^a-zA-Z%]*(\d{5,}|\*)")
 MAX_RENDERED_CHARACTERS = 16_000_000
 MAX_RENDER_S = 10.0
+# By when the rendering in progress must be done, on the clock of time.monotonic().
+_DEADLINE: ContextVar[float] = ContextVar("deadline", default=float("inf"))
+
+
+def _check_time() -> None:
+    if time.monotonic() > _DEADLINE.get():
+        raise SecurityError(f"the template runs for more than {MAX_RENDER_S:g} s")
+
+
+class _Clock(Extension):
+    """What a compiled template calls at each turn of a loop and of a macro; no template can name or replace it."""
+
+    check_time = staticmethod(_check_time)
+
+    def reading(self, lineno: int) -> nodes.Stmt:
+        """The statement that reads the clock."""
+        attribute = nodes.ExtensionAttribute(self.identifier, "check_time", lineno=lineno)
+        return nodes.ExprStmt(nodes.Call(attribute, [], [], None, None, lineno=lineno), lineno=lineno)
 
 
 class _Generation(Extension):
@@ -53,16 +75,39 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             _check_widths(left)
         return super().call_binop(context, operator, left, right)
 
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - jinja's
+        _check_time()
+        return super().call(__context, __obj, *args, **kwargs)
+
 
 def environment() -> ChatEnvironment:
     """A new environment, with blocks trimmed and helpers named as published templates expect them."""
-    env = ChatEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    env = ChatEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, _Clock, loopcontrols])
     env.globals["raise_exception"] = _raise_exception
     env.globals["strftime_now"] = _strftime_now
     env.filters["tojson"] = _tojson
     env.filters["center"] = _center
     env.filters["format"] = _format
+    for table in (env.filters, env.tests):  # "map" and "select" call them once for each item
+        table.update({name: _timed(cast("Callable[..., Any]", function)) for name, function in table.items()})
     return env
+
+
+def compiled(source: str) -> jinja2.Template:
+    """A template of its own environment, in which every loop and macro reads the clock.
+
+    Raises:
+        jinja2.TemplateError: the source is not valid Jinja.
+    """
+    env = environment()
+    clock = env.extensions[_Clock.identifier]
+    assert isinstance(clock, _Clock)
+    tree = env.parse(source)
+    for kind in (nodes.For, nodes.Macro, nodes.CallBlock):
+        for repeated in tree.find_all(kind):
+            cast("nodes.For", repeated).body.insert(0, clock.reading(repeated.lineno))
+    tree.set_environment(env)
+    return env.from_string(tree)
 
 
 def render(template: jinja2.Template, variables: Mapping[str, Any]) -> str:
@@ -71,25 +116,30 @@ def render(template: jinja2.Template, variables: Mapping[str, Any]) -> str:
     Raises:
         jinja2.TemplateError: the template itself fails, refuses, or leaves the bounds above.
     """
-    deadline = time.monotonic() + MAX_RENDER_S
-
-    def check_time() -> None:
-        if time.monotonic() > deadline:
-            raise SecurityError(f"the template runs for more than {MAX_RENDER_S:g} s")
-
-    def bounded_range(*bounds: int) -> range:
-        check_time()  # loops that write nothing are noticed here
-        return safe_range(*bounds)
-
     pieces: list[str] = []
     length = 0
-    for piece in template.generate({**variables, "range": bounded_range}):
-        pieces.append(piece)
-        length += len(piece)
-        if length > MAX_RENDERED_CHARACTERS:
-            raise SecurityError(f"the template writes more than {MAX_RENDERED_CHARACTERS} characters")
-        check_time()
+    before = _DEADLINE.set(time.monotonic() + MAX_RENDER_S)
+    try:
+        for piece in template.generate(variables):
+            pieces.append(piece)
+            length += len(piece)
+            if length > MAX_RENDERED_CHARACTERS:
+                raise SecurityError(f"the template writes more than {MAX_RENDERED_CHARACTERS} characters")
+            _check_time()
+    finally:
+        _DEADLINE.reset(before)
     return "".join(pieces)
+
+
+def _timed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same filter or test, reading the clock first. What Jinja notes on a function goes along."""
+
+    @functools.wraps(function)
+    def timed(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - whatever the filter takes
+        _check_time()
+        return function(*args, **kwargs)
+
+    return timed
 
 
 def _repeated_length(left: object, right: object) -> int:

@@ -46,7 +46,7 @@ class ChatTemplate:
             with warnings.catch_warnings():
                 # Published templates write "\s" where they mean a backslash; Python's warning would say nothing new.
                 warnings.simplefilter("ignore", DeprecationWarning)
-                self._template = sandbox.environment().from_string(source)
+                self._template = sandbox.compiled(source)
         except jinja2.TemplateError as error:
             raise ChatError(f"the chat template is not valid Jinja ({error}).") from error
 
