@@ -93,9 +93,9 @@ class Served:
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
         )
-        assert self.process.stdout and self.process.stderr
+        assert self.process.stdout
         line = self.process.stdout.readline()
-        assert line, self.process.stderr.read()
+        assert line, self.process.communicate()[1]
         self.said: dict[str, Any] = json.loads(line)
         self.client = httpx.Client(base_url=self.said["url"], timeout=WAIT_S, trust_env=False)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from behold.api.server.metrics import resident_bytes
+from behold.api.server.metrics import COUNTERS, GAUGES, resident_bytes
 from behold.api.vlm import VLM
+from behold.engine.stats import EngineStats
 from tests.server.running import LONG, chat, running, wait_for
 
 
@@ -33,7 +36,7 @@ def test_an_answer_is_counted_and_timed(vlm: VLM) -> None:
         after = read(client)
 
     def more(name: str) -> float:
-        return after.get(name, 0) - before.get(name, 0)
+        return after[name] - before[name]
 
     assert more("behold_new_tokens_total") == usage["completion_tokens"] == 9
     assert more("behold_prompt_tokens_total") + more("behold_cached_tokens_total") == usage["prompt_tokens"]
@@ -46,6 +49,25 @@ def test_an_answer_is_counted_and_timed(vlm: VLM) -> None:
     for gauge in ("waiting", "running"):
         assert after[f"behold_requests_{gauge}"] == 0
     assert after["behold_kv_cache_bytes"] >= 0 and after["behold_rows_free"] >= 1
+
+
+def test_every_figure_of_the_engine_is_there(vlm: VLM) -> None:
+    """A field that the engine gains is a field here: none is forgotten, none is a name of the past."""
+    fields = {field.name for field in dataclasses.fields(EngineStats)}
+    assert fields == set(COUNTERS) | set(GAUGES)
+
+
+def test_reuse_is_counted(vlm: VLM) -> None:
+    with running(vlm) as (client, service):
+        wait_for(lambda: service.health == "ok")
+        body = chat("Something that nobody has said before: " + "na " * 50, max_tokens=1)
+        first = client.post("/v1/chat/completions", json=body).json()["usage"]["prompt_tokens_details"]
+        before = read(client)
+        again = client.post("/v1/chat/completions", json=body).json()["usage"]["prompt_tokens_details"]
+        after = read(client)
+    assert again["cached_tokens"] > first["cached_tokens"]
+    assert after["behold_cached_tokens_total"] - before["behold_cached_tokens_total"] == again["cached_tokens"]
+    assert after["behold_prefix_cache_hits_total"] - before["behold_prefix_cache_hits_total"] == 1
 
 
 def test_what_goes_wrong_is_counted(vlm: VLM) -> None:

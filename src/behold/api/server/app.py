@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 
 from behold._version import __version__
-from behold.api.server import chat_completions, handlers, info, look, page, responses, security
+from behold.api.server import chat_completions, handlers, info, look, page, responses, security, tokenize
 from behold.api.server.front import Front
 from behold.api.server.service import Service
 
@@ -36,9 +36,8 @@ def create_app(vlm: VLM, settings: ServerSettings) -> FastAPI:
     app = FastAPI(title="behold", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
     app.state.service = service
     handlers.install(app)
-    for part in (chat_completions, responses, info, look):
+    for part in (chat_completions, responses, tokenize, look, info):
         app.include_router(part.router)
-    page.mount(app)
     page.mount(app)
     security.install(app, settings)
     app.add_middleware(Front, service=service)

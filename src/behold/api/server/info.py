@@ -44,13 +44,12 @@ async def metrics(request: Request) -> Response:
 
 
 def _model(service: Service) -> dict[str, Any]:
-    context = service.vlm.model.config.text.max_position_embeddings
     return {
         "id": service.model_id,
         "object": "model",
         "created": service.created,
         "owned_by": "behold",
         "modalities": {"input": ["text", "image"], "output": ["text"]},
-        "context_length": context,
-        "max_model_len": context,
+        "context_length": service.context,
+        "max_model_len": service.context,
     }

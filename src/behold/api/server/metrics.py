@@ -88,7 +88,7 @@ class Watch:
 
 
 # name in EngineStats → (metric, what it is); a counter only grows.
-_COUNTERS = {
+COUNTERS = {
     "steps": ("behold_engine_steps", "Steps of the engine"),
     "prompt_tokens": ("behold_prompt_tokens", "Prompt tokens that were computed"),
     "cached_tokens": ("behold_cached_tokens", "Prompt tokens that were in the cache already"),
@@ -98,7 +98,7 @@ _COUNTERS = {
     "image_cache_hits": ("behold_image_cache_hits", "Pictures whose embeddings were in the cache"),
     "image_cache_misses": ("behold_image_cache_misses", "Pictures that had to be encoded"),
 }
-_GAUGES = {
+GAUGES = {
     "waiting": ("behold_requests_waiting", "Requests that wait for their turn"),
     "running": ("behold_requests_running", "Requests that run"),
     "rows_free": ("behold_rows_free", "Requests that could begin to run now"),
@@ -116,12 +116,10 @@ class _EngineCollector:
 
     def collect(self) -> Iterator[Metric]:
         stats = self._engine.stats()
-        for name, (metric, meaning) in _COUNTERS.items():
-            if hasattr(stats, name):
-                yield CounterMetricFamily(metric, meaning, value=getattr(stats, name))
-        for name, (metric, meaning) in _GAUGES.items():
-            if hasattr(stats, name):
-                yield GaugeMetricFamily(metric, meaning, value=getattr(stats, name))
+        for name, (metric, meaning) in COUNTERS.items():
+            yield CounterMetricFamily(metric, meaning, value=getattr(stats, name))
+        for name, (metric, meaning) in GAUGES.items():
+            yield GaugeMetricFamily(metric, meaning, value=getattr(stats, name))
         resident = resident_bytes()
         if resident is not None:
             yield GaugeMetricFamily("behold_process_resident_bytes", "Memory of the process", value=resident)

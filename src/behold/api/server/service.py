@@ -53,6 +53,11 @@ class Service:
         self._checked: Literal["starting", "ok", "failed"] = "starting"
         self._check: asyncio.Task[None] | None = None
 
+    @property
+    def context(self) -> int:
+        """Tokens that prompt and answer can have together."""
+        return self.vlm.model.config.text.max_position_embeddings
+
     async def start(self) -> None:
         """Begin to drive the engine, and find out meanwhile whether the model answers."""
         self._engine.start()
