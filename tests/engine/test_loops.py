@@ -139,9 +139,9 @@ def test_what_repeats_for_a_reason_passes(text: str) -> None:
 class Parrot(FakeModel):
     """Says 5, 6, 7 in turn, whatever it was asked; what comes next depends on the last token alone."""
 
-    def hidden(self, embeddings: Tensor, positions: Tensor, cache: CacheView) -> Tensor:
+    def hidden(self, embeddings: Tensor, positions: Tensor, cache: CacheView, wanted: Tensor | None = None) -> Tensor:
         del positions, cache
-        return embeddings
+        return embeddings if wanted is None else embeddings[wanted]
 
     def logits(self, hidden: Tensor) -> Tensor:
         last = torch.cdist(hidden, self.decoder.embed_tokens.weight).argmin(-1)
