@@ -21,7 +21,7 @@ class SamplingOptions(TypedDict, total=False):
     """The keywords of `ask`, `stream`, `say`, `batch` and `generate`. None is the same as not given.
 
     One of these, or `schema` (a pydantic class or a JSON schema), keeps the answer to a form:
-    regex: the whole answer matches it (Rust's syntax: no look-around, no back-references).
+    regex: the whole answer matches it (Rust's syntax: no look-around, no back-references; \\d is 0 to 9).
     choices: the answer is exactly one of these texts.
     grammar: the answer is a text of this Lark grammar, in llguidance's dialect.
 

@@ -12,6 +12,7 @@ JSON has one fixed spacing, that of Python's json.dumps: a model cannot fill its
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -48,6 +49,7 @@ _LIMITS = {"max_grammar_size": 100_000, "max_lexer_states": 50_000, "step_max_it
 _STACK_BYTES = 256 << 20
 _STACK_SIZE = threading.Lock()
 _MESSAGE_CHARACTERS = 300
+_DIGITS = {"d": "[0-9]", "D": "[^0-9]"}
 
 
 class Guides:
@@ -214,7 +216,9 @@ def _grammar(constraint: Constraint) -> str:
         schema = source if constraint.kind == "json_schema" else '{"type": "object"}'
         grammar = matcher.grammar_from_json_schema(schema, overrides=_SPACING)
     elif constraint.kind == "regex":
-        grammar = matcher.grammar_from_regex(source)
+        # Else \d would be any of Unicode's digits, some of which neither people nor int() expect.
+        plain = re.sub(r"\\(.)", lambda escape: _DIGITS.get(escape[1], escape[0]), str(source), flags=re.DOTALL)
+        grammar = matcher.grammar_from_regex(plain)
     else:
         lark = source if isinstance(source, str) else "start: CHOICE\nCHOICE: " + " | ".join(map(json.dumps, source))
         grammar = json.dumps({"grammars": [{"name": "lark", "lark_grammar": lark}]})
