@@ -48,16 +48,22 @@ class Choices:
         Raises:
             ApiError: an answer failed, or was ended before its end.
         """
+        if self.n == 1:  # the usual case, without a task for each increment
+            for task in list(self._ahead):
+                first = await task
+                self._ahead.clear()
+                if first is not None:
+                    yield 0, _unbroken(first)
+            async for delta in self._streams[0]:
+                yield 0, _unbroken(delta)
+            return
         while self._ahead:
             done, _ = await asyncio.wait(self._ahead, return_when=asyncio.FIRST_COMPLETED)
             for task in sorted(done, key=self._ahead.__getitem__):
-                index, delta = self._ahead.pop(task), task.result()
-                if delta is None:
-                    continue
-                if delta.finish_reason == "cancelled":  # not by the client: that closes this object
-                    raise unavailable("the answer was broken off: the server is stopping", code="stopping")
-                self._ask(index)
-                yield index, delta
+                index, newest = self._ahead.pop(task), task.result()
+                if newest is not None:
+                    self._ask(index)
+                    yield index, _unbroken(newest)
 
     async def aclose(self) -> None:
         """Stop all that is not over. May be called more than once."""
@@ -70,6 +76,12 @@ class Choices:
 
     def _ask(self, index: int) -> None:
         self._ahead[asyncio.ensure_future(anext(self._streams[index], None))] = index
+
+
+def _unbroken(delta: Delta) -> Delta:
+    if delta.finish_reason == "cancelled":  # not by the client: that closes the choices
+        raise unavailable("the answer was broken off: the server is stopping", code="stopping")
+    return delta
 
 
 @dataclass(slots=True)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from behold.api.server.errors import ApiError
 from behold.api.server.schemas import CLOSED_REQUEST
@@ -53,40 +52,44 @@ class EventStream(Response):
         self._events = events
         self._close = close
         self._keep_alive_s = keep_alive_s
+        self._sending = False
+        self._n_sent = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # One task for all events: a task for each would cost more than making and sending it.
+        work = asyncio.ensure_future(self._send_all(send))
         gone = asyncio.ensure_future(_disconnected(receive))
+        both: set[asyncio.Future[Any]] = {work, gone}
         try:
-            with contextlib.suppress(OSError):  # the client is gone, says the server that cannot send
-                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-                await self._send_events(send, gone)
+            while not work.done() and not gone.done():
+                before = self._n_sent
+                await asyncio.wait(both, timeout=self._keep_alive_s, return_when=asyncio.FIRST_COMPLETED)
+                if not (work.done() or gone.done() or self._sending) and self._n_sent == before:
+                    await self._send(send, {"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
+            if work.done():
+                work.result()
+        except OSError:  # the client is gone, says the server that cannot send
+            pass
         finally:
-            gone.cancel()
+            for each in both:
+                each.cancel()
+            await asyncio.gather(*both, return_exceptions=True)
             try:
                 await self._events.aclose()
             finally:
                 await self._close()
-            await asyncio.gather(gone, return_exceptions=True)
 
-    async def _send_events(self, send: Send, gone: asyncio.Future[None]) -> None:
-        while True:
-            ahead = asyncio.ensure_future(anext(self._events, None))
-            both: set[asyncio.Future[Any]] = {ahead, gone}
-            try:
-                while not ahead.done():
-                    await asyncio.wait(both, timeout=self._keep_alive_s, return_when=asyncio.FIRST_COMPLETED)
-                    if gone.done():
-                        return
-                    if not ahead.done():
-                        await send({"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True})
-            finally:
-                if not ahead.done():
-                    ahead.cancel()
-                    await asyncio.gather(ahead, return_exceptions=True)
-            data = ahead.result()
-            await send({"type": "http.response.body", "body": data or b"", "more_body": data is not None})
-            if data is None:
-                return
+    async def _send_all(self, send: Send) -> None:
+        await self._send(send, {"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async for data in self._events:
+            await self._send(send, {"type": "http.response.body", "body": data, "more_body": True})
+        await self._send(send, {"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send(self, send: Send, message: Message) -> None:
+        self._sending = True
+        await send(message)
+        self._sending = False
+        self._n_sent += 1
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
