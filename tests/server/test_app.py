@@ -108,8 +108,21 @@ def test_health_says_that_the_model_cannot_answer(
         assert answer.headers["x-request-id"] in caplog.text and "no memory at /secret" in caplog.text
 
 
-def test_health_before_and_after_the_engine_is_driven(vlm: VLM) -> None:
-    assert Service(vlm, ServerSettings()).health == "dead"
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_health_says_that_nobody_drives_the_engine(vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def dying() -> bool:
+        raise SystemExit  # ends a thread without a word
+
+    with running(vlm) as (client, service):
+        wait_for(lambda: service.health == "ok")
+        with monkeypatch.context() as patch:
+            patch.setattr(vlm.engine, "step", dying)
+            with client.stream("POST", "/v1/chat/completions", json=chat(**LONG)):
+                wait_for(lambda: service.health == "dead")
+        response = client.get("/health")
+        assert response.status_code == 503 and response.json()["status"] == "dead"
+        refused = client.post("/v1/chat/completions", json=chat())
+        assert refused.status_code == 503 and refusal(refused)["code"] == "dead"
 
 
 # --- refusals ------------------------------------------------------------------------------------------------------

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from behold.api.server.security import BodyLimit
 from behold.api.server.service import Service
 from behold.api.vlm import VLM
-from tests.server.running import LONG, chat, running
+from tests.server.running import LONG, chat, running, wait_for
 
 KEYS = ("first-key", "second-key")
 ORIGIN = "https://page.example"
@@ -163,6 +164,21 @@ def test_a_refusal_is_there_before_the_body_ends(client: httpx.Client) -> None:
         while b"body_too_large" not in answer:
             answer += raw.recv(65536)
     assert answer.startswith(b"HTTP/1.1 413")
+
+
+def test_a_body_that_stops_coming_is_given_up(vlm: VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BodyLimit.__init__, "__defaults__", (0.2,))
+    with running(vlm) as (client, service):
+        with socket.create_connection((client.base_url.host, client.base_url.port or 80), 10) as raw:
+            raw.sendall(
+                b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\n"
+                b"content-type: application/json\r\ncontent-length: 100\r\n\r\n{"
+            )
+            answer = b""
+            while more := raw.recv(65536):  # up to the end: the connection is closed
+                answer += more
+        assert answer.startswith(b"HTTP/1.1 408") and b"body_timeout" in answer
+        wait_for(lambda: not service.in_flight)
 
 
 def test_a_body_up_to_the_limit_is_read(client: httpx.Client) -> None:

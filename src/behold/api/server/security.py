@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # A load balancer has no key, and the page asks its user for one.
 OPEN_PATHS = ("/", "/health", "/favicon.ico")
 OPEN_FOLDERS = ("/page/",)
+# A body that does not go on for so long is given up.
+IDLE_S = 60.0
 _LINGER_S = 10.0
 
 
@@ -73,11 +75,13 @@ def _is_open(scope: Scope) -> bool:
 
 
 class BodyLimit:
-    """Refuses a body that is longer than the limit: by its header, or as soon as it has come too far without one."""
+    """Refuses a body that is longer than the limit (by its header, or as soon as it has come too far without one), or
+    that stops coming."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, idle_s: float = IDLE_S) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._idle_s = idle_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -85,36 +89,46 @@ class BodyLimit:
             return
         stated = Headers(scope=scope).get("content-length", "0")
         if stated.isascii() and stated.isdigit() and int(stated[:20]) > self._max_bytes:
-            await self._refuse(scope, receive, send)
+            await self._refuse(self._too_large(), scope, receive, send)
             return
-        n_bytes, begun = 0, False
+        n_bytes, whole, begun = 0, False, False
+        refusal: ApiError | None = None
 
         async def counted() -> Message:
-            nonlocal n_bytes
-            message = await receive()
+            nonlocal n_bytes, whole, refusal
+            if whole:  # what comes now is only that the client went away, however late
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), self._idle_s)
+            except asyncio.TimeoutError:
+                refusal = ApiError(408, f"nothing of the body came for {self._idle_s:g} seconds", code="body_timeout")
+                raise _Refused from None
             n_bytes += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
             if n_bytes > self._max_bytes:
-                raise _TooLarge
+                refusal = self._too_large()
+                raise _Refused
             return message
 
         async def noted(message: Message) -> None:
             nonlocal begun
             # What an endpoint makes of our exception is not what the client should read.
-            if begun or n_bytes <= self._max_bytes:
+            if begun or refusal is None:
                 begun = True
                 await send(message)
 
-        with suppress(_TooLarge):
+        with suppress(_Refused):
             await self._app(scope, counted, noted)
-        if n_bytes > self._max_bytes and not begun:
-            await self._refuse(scope, receive, send)
+        if refusal is not None and not begun:
+            await self._refuse(refusal, scope, receive, send)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def _too_large(self) -> ApiError:
         text = f"the body is larger than {self._max_bytes:,} bytes, this server's limit; send smaller pictures"
-        error = ApiError(413, text, code="body_too_large")
+        return ApiError(413, text, code="body_too_large")
 
+    async def _refuse(self, error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
         async def lingering(message: Message) -> None:
-            if message["type"] == "http.response.body":
+            if message["type"] == "http.response.body" and error.status == 413:
                 await send({**message, "more_body": True})
                 # A connection closed on a client that still sends is reset, and then the client never reads why.
                 with suppress(asyncio.TimeoutError):
@@ -134,5 +148,5 @@ class BodyLimit:
                 return
 
 
-class _TooLarge(Exception):
+class _Refused(Exception):
     """Ends the reading of a body; never leaves BodyLimit."""

@@ -146,10 +146,12 @@ class Service:
 
         Raises:
             ApiError: 400, an option or the length cannot be; 429, the queue is full; 504, the deadline is over;
-                503, the server stops; 500, anything else.
+                503, the server stops or its engine is dead; 500, anything else.
         """
         if self._aborted:
             raise _stopping()
+        if not self._engine.alive:
+            raise unavailable("the engine of this server has died; it must be started anew", code="dead")
         waiting = self.vlm.engine.stats().waiting
         if waiting >= self.settings.max_waiting:
             raise busy(f"{waiting} requests wait already; try again in a moment")
