@@ -90,12 +90,14 @@ class Target:
 
 def _plain_host(host: str, *, bracketed: bool) -> str:
     try:
+        if len(host) > _LONGEST_NAME + 1:
+            raise ValueError("too long for a name, and slow to encode as one")
         if bracketed:
             return str(ipaddress.IPv6Address(host if "%" not in host else ""))  # a zone names our own interfaces
         name = host.encode("idna").decode("ascii").lower().removesuffix(".")
         if _NUMERIC_END.fullmatch(name):
             return str(ipaddress.IPv4Address(name))
-        if len(name) <= _LONGEST_NAME and _NAME.fullmatch(name):
+        if _NAME.fullmatch(name):
             return name
     except ValueError:  # UnicodeError is one
         pass

@@ -18,6 +18,8 @@ from behold.errors import MediaError
 
 __all__ = ["SCHEMES", "check_url", "fetch", "shorten"]
 
+LONGEST_URL = 16_384  # servers take less
+
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follows a redirect only to an address that would have been allowed in the first place."""
@@ -51,6 +53,8 @@ def check_url(url: str, policy: MediaPolicy) -> None:
             f"{shorten(url)} is a URL, and fetching pictures is not allowed here; send the picture itself as a "
             "data: URI (data:image/jpeg;base64,…). Whoever runs this may allow URLs (behold serve --allow-urls)."
         )
+    if len(url) > LONGEST_URL:
+        raise MediaError(f"{shorten(url)} is {len(url)} characters long; at most {LONGEST_URL} are taken for a URL.")
     try:
         parts = urllib.parse.urlsplit(url)
         host = parts.hostname
