@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 
 import pytest
-from playwright.sync_api import Route
+from playwright.sync_api import Route, expect
 
 from behold.api.vlm import VLM
 from tests.browser.conftest import OpenTab
@@ -168,7 +168,7 @@ def test_a_length_that_is_no_number_is_not_taken(tab: Tab) -> None:
     tab.page.get_by_role("button", name="Done").click()
     assert tab.page.locator("#settings").is_visible()
     tab.page.keyboard.press("Escape")
-    assert length.input_value() == "512"
+    expect(length).to_have_value("512")
 
 
 def test_an_answer_can_be_copied_and_asked_for_again(tab: Tab) -> None:

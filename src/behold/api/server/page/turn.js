@@ -55,7 +55,7 @@ export class TurnView {
     this.live.set(turn.answer);
     this.#tick();
     this.problem.replaceChildren(...this.#problem());
-    this.facts.textContent = turn.running ? "" : facts(turn);
+    this.facts.replaceChildren(...(turn.running ? [] : facts(turn)));
     this.#drawTools();
   }
 
@@ -106,7 +106,7 @@ export function inWords({ message, param }) {
   return reason.charAt(0).toUpperCase() + reason.slice(1);
 }
 
-/** What an answer cost and how long it took, on one line. */
+/** What an answer cost and how long it took; a line may break between facts, not inside of one. */
 function facts({ usage, timings, times, state, ending, answer }) {
   const parts = [];
   if (usage) {
@@ -116,13 +116,13 @@ function facts({ usage, timings, times, state, ending, answer }) {
     parts.push(`${plural(usage.completion_tokens, "token")} out`);
   }
   if (times.first) parts.push(`first word after ${seconds((times.first - times.start) / 1000)}`);
-  if (timings?.vision_s) parts.push(`${seconds(timings.vision_s)} of it to look`);
+  if (timings?.vision_s) parts.push(`${seconds(timings.vision_s)} of it for the picture`);
   if (usage?.completion_tokens > 2 && timings) parts.push(`${count(Math.round(timings.tokens_per_s))} tokens/s`);
   if (state === "stopped" && answer) parts.push(`stopped by you after ${seconds((times.end - times.start) / 1000)}`);
   if (ending === "length") parts.push("cut off at the longest answer set");
   if (ending === "loop") parts.push("stopped, as it repeated itself");
   if (state === "done" && !answer) parts.push("the model said nothing");
-  return parts.join(" · ");
+  return parts.flatMap((part, index) => [index ? " · " : "", el("span", {}, part)]);
 }
 
 async function copy(text, button) {
