@@ -199,8 +199,9 @@ def test_an_answer_keeps_to_its_schema_or_says_that_it_was_cut_off(client: TestC
     assert choice["message"]["content"] in ('{"n": 1}', '{"n": 22}') and choice["finish_reason"] == "stop"
     chunks = chunks_of(client.post(PATH, json=asked(response_format=form, max_tokens=40, stream=True)))
     assert content_of(chunks) == choice["message"]["content"]
-    cut_off = client.post(PATH, json=asked(response_format=form, max_tokens=2)).json()["choices"][0]
-    assert cut_off["finish_reason"] == "length"
+    for fields, ended_by in (({"max_tokens": 2}, "length"), ({"stop": ":"}, "stop_string")):
+        cut_off = client.post(PATH, json=asked(response_format=form) | fields).json()["choices"][0]
+        assert (cut_off["finish_reason"], cut_off["ended_by"]) == ("length", ended_by)
 
 
 def test_an_answer_keeps_to_a_pattern_or_a_choice(client: TestClient) -> None:

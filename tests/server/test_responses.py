@@ -95,6 +95,8 @@ def test_an_answer_that_comes_to_its_end_is_completed(client: TestClient) -> Non
     events = events_of(client.post(PATH, json=about_the_picture(text=text, max_output_tokens=40, stream=True)))
     assert events[-1]["type"] == "response.completed"
     assert events[-1]["response"]["output"][0]["status"] == "completed"
+    half = client.post(PATH, json=about_the_picture(text=text, stop=":")).json()
+    assert (half["status"], half["ended_by"]) == ("incomplete", "stop_string")
 
 
 def test_logprobs_if_they_are_asked_for(client: TestClient) -> None:

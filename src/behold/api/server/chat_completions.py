@@ -12,7 +12,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from behold.api.server.choices import Choices, Written, total, written
+from behold.api.server.choices import Choices, Written, cut_off, total, written
 from behold.api.server.errors import api_error_of, error_body
 from behold.api.server.inputs import chat_messages
 from behold.api.server.logprobs import entries, shown
@@ -129,4 +129,4 @@ class _Shape:
 
 def _end(last: Delta) -> dict[str, Any]:
     """Standard words, and in a field of our own what exactly ended the answer."""
-    return {"finish_reason": last.finish_reason, "ended_by": last.ended_by}
+    return {"finish_reason": "length" if cut_off(last) else last.finish_reason, "ended_by": last.ended_by}

@@ -98,6 +98,12 @@ class Written:
         self.last = delta
 
 
+def cut_off(last: Delta) -> bool:
+    """Whether the answer is not whole. Half a JSON text is not, also where a stop string ended it: clients that parse
+    must be told."""
+    return last.finish_reason == "length" or not last.satisfied
+
+
 async def written(choices: Choices) -> list[Written]:
     """All answers, complete."""
     answers = [Written() for _ in range(choices.n)]

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from behold.api.server.choices import Written
+from behold.api.server.choices import Written, cut_off
 from behold.api.server.errors import ApiError
 from behold.api.server.logprobs import entries
 from behold.api.server.schemas_responses import ResponsesRequest
@@ -57,11 +57,10 @@ class ResponseShape:
         """The response when it is complete, or was cut off."""
         last = answer.last
         assert last.usage is not None
-        cut_off = last.finish_reason == "length"
         return {
             **self.begun(),
             "status": _status(answer),
-            "incomplete_details": {"reason": "max_output_tokens"} if cut_off else None,
+            "incomplete_details": {"reason": "max_output_tokens"} if cut_off(last) else None,
             "output": [self.item(answer)],
             "usage": response_usage_of(last.usage),
             "ended_by": last.ended_by,
@@ -104,4 +103,4 @@ class EventWriter:
 
 
 def _status(answer: Written) -> str:
-    return "incomplete" if answer.last.finish_reason == "length" else "completed"
+    return "incomplete" if cut_off(answer.last) else "completed"
