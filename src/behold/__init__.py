@@ -17,6 +17,7 @@ from behold._version import __version__
 
 if TYPE_CHECKING:
     from behold.api.chat import Chat
+    from behold.api.choose import Choice
     from behold.api.hf.model import AutoModelForImageTextToText
     from behold.api.hf.pipeline import pipeline
     from behold.api.hf.processor import AutoProcessor
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "behold.api.chat": ("Chat",),
+    "behold.api.choose": ("Choice",),
     "behold.api.hf.model": ("AutoModelForImageTextToText",),
     "behold.api.hf.processor": ("AutoProcessor",),
     "behold.api.hf.pipeline": ("pipeline",),
@@ -83,6 +85,7 @@ __all__ = [
     "ChatError",
     "CheckpointError",
     "CheckpointNotFoundError",
+    "Choice",
     "DeviceError",
     "MediaError",
     "MissingDependencyError",

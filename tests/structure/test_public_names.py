@@ -18,6 +18,7 @@ PUBLIC = {
     "Chat",
     "AnswerStream",
     "Answer",
+    "Choice",
     "Usage",
     # the Hugging Face surface
     "AutoProcessor",

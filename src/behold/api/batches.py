@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Generic, Literal, TypeAlias, TypeVar
 
 from behold.engine.options import EngineOptions
 from behold.errors import BeholdError, OptionError
-from behold.types import Prompt
 
 if TYPE_CHECKING:
     from behold.engine.engine import Engine
     from behold.engine.request import Request
 
 Item = TypeVar("Item")
+Prepared = TypeVar("Prepared")
 Result = TypeVar("Result")
 
 OnError: TypeAlias = Literal["raise", "keep"]
@@ -47,15 +47,16 @@ def run_all(
     engine: Engine,
     items: Iterable[Item],
     *,
-    prepare: Callable[[Item], Prompt],
-    start: Callable[[Prompt], Request],
+    prepare: Callable[[Item], Prepared],
+    start: Callable[[Prepared], Request],
     finish: Callable[[Request], Result],
     keep_errors: bool = False,
     on_end: Callable[[], object] = lambda: None,
 ) -> Generator[Result | BeholdError, None, None]:
     """The result of each item, in order. Closing the generator cancels what is under way.
 
-    prepare: called by the threads. start: queues a prompt in the engine. finish: makes the result of an ended request.
+    prepare: called by the threads. start: queues what they made in the engine. finish: makes the result of an ended
+        request.
     keep_errors: a BeholdError that an item raises is its result; without it, it is raised at once and ends the others.
         Other errors, Ctrl+C included, are always raised.
     on_end: called whenever an item is over, in the order in which they end.
@@ -63,15 +64,15 @@ def run_all(
     return _Run(engine, items, prepare, start, finish, keep_errors=keep_errors, on_end=on_end).results()
 
 
-class _Run(Generic[Item, Result]):
+class _Run(Generic[Item, Prepared, Result]):
     """One collection on its way. Every item is in one of three places: preparing, running, ended."""
 
     def __init__(
         self,
         engine: Engine,
         items: Iterable[Item],
-        prepare: Callable[[Item], Prompt],
-        start: Callable[[Prompt], Request],
+        prepare: Callable[[Item], Prepared],
+        start: Callable[[Prepared], Request],
         finish: Callable[[Request], Result],
         *,
         keep_errors: bool,
@@ -81,7 +82,7 @@ class _Run(Generic[Item, Result]):
         self._items: Iterator[tuple[int, Item]] = enumerate(items)
         self._prepare, self._start, self._finish = prepare, start, finish
         self._keep_errors, self._on_end = keep_errors, on_end
-        self._preparing: deque[tuple[int, Future[Prompt]]] = deque()
+        self._preparing: deque[tuple[int, Future[Prepared]]] = deque()
         self._running: dict[int, Request] = {}
         self._ended: dict[int, Result | BeholdError] = {}
 

@@ -1,4 +1,4 @@
-"""The short surface: `load` a model, then `ask`, `stream`, `chat`, `batch` or `generate`."""
+"""The short surface: `load` a model, then `ask`, `stream`, `chat`, `batch`, `generate` or `choose`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 from behold.api import structured
 from behold.api.batches import OnError, check_on_error, run_all
 from behold.api.chat import Chat
+from behold.api.choose import Choice, Chooser
 from behold.api.progress import counting
 from behold.api.sampling import SamplingOptions, generation_defaults, sampling_params
 from behold.api.session import open_checkpoint, open_engine, open_model, open_processor
 from behold.api.stream import AnswerStream
 from behold.api.structured import M, PydanticModel
 from behold.api.turns import ImageLike, Images, Item, Messages, conversation, messages_of, user_message
-from behold.errors import OptionError
+from behold.errors import BeholdError, OptionError
 from behold.types import Answer, Message, SamplingParams
 
 if TYPE_CHECKING:
@@ -245,6 +246,43 @@ class VLM:
     ) -> Generator[Any, None, None]:
         """Like `batch`, each answer as soon as it and those before it are there; closing it stops the work."""
         return self._answers(items, schema, on_error, sampling)
+
+    def choose(self, images: Images, question: str, labels: Iterable[str]) -> Choice:
+        """Which of the labels answers a question best, and how likely each is, from one reading of the prompt.
+
+        A label counts as given and with its first letter in the other case; see api.choose for how they are rated.
+
+        Raises:
+            OptionError: labels that cannot be told apart, or fewer than two.
+        """
+        chooser = Chooser(self.processor, labels)
+        request = self.engine.submit_scoring(*chooser.prepare([user_message(images, question)]))
+        self.engine.wait([request])
+        return chooser.choice(request)
+
+    @overload
+    def choose_many(
+        self, items: Iterable[Item], labels: Iterable[str], *, on_error: Literal["raise"] = "raise"
+    ) -> Generator[Choice, None, None]: ...
+
+    @overload
+    def choose_many(
+        self, items: Iterable[Item], labels: Iterable[str], *, on_error: OnError
+    ) -> Generator[Choice | BeholdError, None, None]: ...
+
+    def choose_many(
+        self, items: Iterable[Item], labels: Iterable[str], *, on_error: OnError = "raise"
+    ) -> Generator[Choice | BeholdError, None, None]:
+        """`choose` for collections of any length: each result, in order, as `batch_iter` gives answers."""
+        chooser = Chooser(self.processor, labels)
+        return run_all(
+            self.engine,
+            items,
+            prepare=lambda item: chooser.prepare(messages_of(item)),
+            start=lambda prepared: self.engine.submit_scoring(*prepared),
+            finish=chooser.choice,
+            keep_errors=check_on_error(on_error),
+        )
 
     def chat(self, *, system: str | None = None) -> Chat:
         """A conversation that keeps its history; each picture is encoded once."""

@@ -137,10 +137,7 @@ class Processor:
                     f"message {index} ({message.role}) has a place for a picture, and no picture was given for it; "
                     'write {"type": "image", "image": …}, or give the pictures separately.'
                 )
-        goes_on = continue_final_message
-        if goes_on is None:
-            last = messages[-1] if messages else None
-            goes_on = last is not None and last.role == "assistant" and _has_text(last)
+        goes_on = is_started(messages) if continue_final_message is None else continue_final_message
         variables.setdefault("add_generation_prompt", not goes_on)
         text = self.template.render(messages, continue_final_message=goes_on, **variables)
         return text, [picture for message in messages for picture in message.pictures]
@@ -201,8 +198,10 @@ def find_spans(ids: Sequence[int], inputs: Sequence[ImageInput], image_token_id:
         done += each.n_tokens
 
 
-def _has_text(message: Message) -> bool:
-    return any(isinstance(part, TextPart) for part in message.parts)
+def is_started(messages: Sequence[Message]) -> bool:
+    """Whether the last message is the assistant's, with a text to go on from."""
+    last = messages[-1] if messages else None
+    return last is not None and last.role == "assistant" and any(isinstance(part, TextPart) for part in last.parts)
 
 
 def _where(messages: Sequence[Message]) -> str:
