@@ -97,6 +97,19 @@ def test_show_needs_no_weights(capsys: pytest.CaptureFixture[str], here: Path) -
     assert found["output"] == "both.webp"
 
 
+@pytest.mark.parametrize(("detail", "tokens"), [("low", 5), ("auto", 5), ("high", 25)])
+def test_show_at_a_detail(capsys: pytest.CaptureFixture[str], here: Path, detail: str, tokens: int) -> None:
+    code, out, _ = run(
+        capsys, "show", here / "wide.png", "-m", toys.checkpoint("idefics2"), "--json", "--detail", detail
+    )
+    assert (code, json.loads(out)["images"][0]["tokens"]) == (0, tokens)
+
+
+def test_show_at_a_detail_that_is_none(capsys: pytest.CaptureFixture[str], here: Path) -> None:
+    code, _, err = run(capsys, "show", here / "wide.png", "--detail", "most")
+    assert code == 2 and "low" in err and "high" in err
+
+
 def test_a_place_that_cannot_be_drawn_to_is_an_error(capsys: pytest.CaptureFixture[str], here: Path) -> None:
     model = toys.checkpoint("idefics2")
     code, _, err = run(capsys, "show", "wide.png", "-m", model, "-o", here / "no" / "folder.png")

@@ -93,6 +93,8 @@ def test_the_middle_of_a_picture() -> None:
 
 
 def test_a_square() -> None:
+    with pytest.raises(MediaError, match="put on a square"):
+        pad_to_square(Image.new("RGB", (16_001, 1)), (1, 2, 3))
     square = np.asarray(pad_to_square(Image.new("RGB", (5, 2), (9, 9, 9)), (1, 2, 3)))
     assert square.shape == (5, 5, 3)
     assert (square[1:3] == 9).all() and (square[0] == [1, 2, 3]).all() and (square[3:] == [1, 2, 3]).all()

@@ -18,6 +18,8 @@ from behold.processing.grids import Size
 Pixels = NDArray[np.float32]
 # A picture one pixel high would otherwise be blown up to gigabytes by "shortest edge to 336".
 MAX_RESIZED_PIXELS = 64_000_000
+# And a line of pixels put on a square would be their number squared: 1 GB for the longest side that is let through.
+MAX_SQUARE_SIDE = 16_000
 
 
 def size_of(image: Image.Image) -> Size:
@@ -49,10 +51,19 @@ def center_crop(image: Image.Image, size: Size) -> Image.Image:
 
 
 def pad_to_square(image: Image.Image, color: tuple[int, ...]) -> Image.Image:
-    """The picture in the middle of the smallest square of one colour that holds it."""
+    """The picture in the middle of the smallest square of one colour that holds it.
+
+    Raises:
+        MediaError: the square would be enormous.
+    """
     side = max(image.size)
     if image.width == image.height:
         return image
+    if side > MAX_SQUARE_SIDE:
+        raise MediaError(
+            f"a picture of {image.width} × {image.height} pixels would be put on a square; at most {MAX_SQUARE_SIDE} "
+            "pixels a side are allowed. Make it smaller, or cut it into several pictures."
+        )
     square = Image.new("RGB", (side, side), color)
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square

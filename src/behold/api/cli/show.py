@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import typer
@@ -29,6 +29,9 @@ def show(
     question: Annotated[str, typer.Option("--question", "-p", help="What is asked about them.")] = (
         "What do we see in this image?"
     ),
+    detail: Annotated[
+        Literal["auto", "low", "high"], typer.Option(help="What the pictures may cost, where there is a choice.")
+    ] = "auto",
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Where to draw. [default: NAME-seen.png, here]"),
@@ -47,7 +50,7 @@ def show(
             from behold.api.show import draw, look
             from behold.api.turns import user_message
 
-        message = user_message(read_images(images), question)
+        message = user_message(read_images(images), question, detail=detail)
         files = open_checkpoint(
             choice.model, revision=choice.revision, local_files_only=choice.offline, with_weights=False
         )
