@@ -102,7 +102,9 @@ def _refusal(error: ValidationError, body: bytes) -> ApiError:
     """The first field that is wrong, with all that is wrong with it: a union says so once for each of its kinds."""
     errors = error.errors(include_url=False, include_input=False, include_context=False)
     if errors[0]["type"] == "json_invalid":
-        return ApiError(400, f"the body is not valid JSON: {errors[0]['msg']}", code="invalid_json")
+        return ApiError(
+            400, f"the body is not valid JSON: {errors[0]['msg'].removeprefix('Invalid JSON: ')}", code="invalid_json"
+        )
     raw = json.loads(body)
     places = [_place(each, raw) for each in errors]
     found = [each["msg"] for each, place in zip(errors, places, strict=True) if place == places[0]]
