@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from behold.api.cli.asked import Asked, read_words
-from behold.api.cli.options import DebugOption, JsonOption, ModelChoice, QuietOption, SamplingChoice, takes
+from behold.api.cli.options import DebugOption, FormChoice, JsonOption, ModelChoice, QuietOption, SamplingChoice, takes
 from behold.api.cli.printing import print_answer
 from behold.api.cli.terminal import reported
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from behold.types import Message
 
 
-@takes(choice=ModelChoice, sampling=SamplingChoice)
+@takes(choice=ModelChoice, sampling=SamplingChoice, form=FormChoice)
 def ask(
     words: Annotated[
         list[str],
@@ -35,6 +35,7 @@ def ask(
     ] = None,
     choice: ModelChoice,
     sampling: SamplingChoice,
+    form: FormChoice,
 ) -> None:
     """Answer a question about one picture, several, or none.
 
@@ -43,12 +44,13 @@ def ask(
     if logprobs is not None and not json:
         raise typer.BadParameter("log probabilities are part of the JSON output; add --json", param_hint="--logprobs")
     with reported(debug=debug, hint=choice.hint):
-        # A broken picture is told before a model is fetched or loaded.
+        # A broken picture or schema is told before a model is fetched or loaded.
+        wanted = form.keywords()
         message = _message(read_words(words))
         vlm = choice.open()
         options = sampling.keywords()
         options["logprobs"] = logprobs
-        params = vlm.params(options)
+        params = vlm.params({**options, **wanted})
         if params.num_beams > 1:
             print_answer(vlm.complete([message], params), vlm, json=json, quiet=quiet)
         else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -121,6 +122,45 @@ class SamplingChoice:
         options: SamplingOptions = {}
         options.update({name: value for name, value in given.items() if value not in (None, [])})  # type: ignore[typeddict-item]
         return options
+
+
+def _form(help: str, *names: str, metavar: str) -> Any:  # noqa: ANN401 - as above
+    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel="Form", show_default=False)
+
+
+@dataclass(frozen=True)
+class FormChoice:
+    """What the answer must look like; at most one of these."""
+
+    schema: Annotated[
+        str | None, _form("The answer is JSON under this JSON schema: a file, or the schema itself.", metavar="FILE")
+    ] = None
+    regex: Annotated[str | None, _form("The whole answer matches this pattern.", metavar="PATTERN")] = None
+    choices: Annotated[
+        list[str] | None,
+        _form("The answer is this text. Repeated: one of these texts.", "--choice", metavar="TEXT"),
+    ] = None
+
+    def keywords(self) -> dict[str, Any]:
+        """Those that were given, as keywords of the short surface.
+
+        Raises:
+            typer.BadParameter: the schema cannot be read.
+        """
+        given = {"regex": self.regex, "choices": self.choices or None}
+        if self.schema is not None:
+            given["schema"] = _json_of(self.schema)
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def _json_of(schema: str) -> Any:  # noqa: ANN401 - whatever the JSON says
+    try:
+        return json.loads(schema if schema.lstrip().startswith("{") else Path(schema).expanduser().read_text("utf-8"))
+    except OSError as error:
+        why = f"{schema} cannot be read ({error.strerror}); give a file or the schema itself, which begins with {{"
+        raise typer.BadParameter(why, param_hint="--schema") from error
+    except ValueError as error:
+        raise typer.BadParameter(f"it is no JSON: {error}", param_hint="--schema") from error
 
 
 def takes(**groups: type) -> Callable[[Callable[..., None]], Callable[..., None]]:

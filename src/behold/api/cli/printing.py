@@ -68,6 +68,8 @@ def answer_record(answer: Answer, vlm: VLM) -> dict[str, Any]:
         "usage": asdict(answer.usage),
         "timings": {name: round(seconds, 4) for name, seconds in asdict(answer.timings).items()},
     }
+    if answer.parsed is not None:
+        record["parsed"] = answer.parsed
     if answer.logprobs:
         tokenizer = vlm.processor.tokenizer
         record["logprobs"] = [
