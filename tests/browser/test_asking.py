@@ -182,7 +182,19 @@ def test_an_answer_can_be_copied_and_asked_for_again(tab: Tab) -> None:
     turn.get_by_role("button", name="Try again").click()
     ended(turn)
     assert answer(turn) == text and tab.turns.count() == 1
+    expect(tab.question).to_be_focused()
     assert len(tab.asked()) == 2 and tab.asked()[0] == tab.asked()[1]
+
+
+def test_an_answer_can_be_copied_where_the_clipboard_is_closed(tab: Tab) -> None:
+    """As it is for pages that came over plain http from another machine."""
+    tab.page.evaluate("() => { navigator.clipboard.writeText = () => Promise.reject(new Error('closed')) }")
+    turn = tab.ask("What do you see?")
+    turn.get_by_role("button", name="Copy").click()
+    turn.get_by_role("button", name="Copied").wait_for()
+    tab.question.focus()
+    tab.page.keyboard.press("ControlOrMeta+v")
+    assert tab.question.input_value() == answer(turn)
 
 
 def test_a_question_can_be_edited(tab: Tab, vlm: VLM) -> None:

@@ -38,6 +38,16 @@ def test_a_file_that_is_no_picture_is_not_taken(tab: Tab, tmp_path: Path) -> Non
     assert tab.thumbnails.count() == 0
 
 
+def test_a_file_that_cannot_be_read_holds_the_question_back(tab: Tab) -> None:
+    tab.page.evaluate("() => { FileReader.prototype.readAsDataURL = () => { throw new Error('moved') } }")
+    tab.put("drop", SCENE)
+    tab.question.fill(DESCRIBE)
+    tab.question.press("Enter")
+    tab.page.get_by_role("alert").get_by_text("A file could not be read.").wait_for()
+    assert tab.turns.count() == 0 and tab.question.input_value() == DESCRIBE
+    assert state(tab.ask(DESCRIBE)) == "done"
+
+
 def test_a_server_that_is_gone_and_comes_back(open_tab: OpenTab, served: str) -> None:
     tab = open_tab(served, failures=1)
     tab.page.route(ANSWERS, lambda route: route.abort())
@@ -87,7 +97,8 @@ def test_too_much_at_once(open_tab: OpenTab, vlm: VLM) -> None:
 def test_a_question_longer_than_the_context(open_tab: OpenTab, served: str) -> None:
     tab = open_tab(served, failures=1)
     turn = tab.ask("word " * 3000)
-    assert state(turn) == "failed" and "2048" in turn.get_by_role("alert").inner_text()
+    text = turn.get_by_role("alert").inner_text()
+    assert state(turn) == "failed" and text.startswith("This is too long for the model.") and "2048" in text
 
 
 def test_a_server_with_a_key(open_tab: OpenTab, vlm: VLM) -> None:

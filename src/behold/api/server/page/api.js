@@ -7,16 +7,18 @@ export const setKey = (key) => sessionStorage.setItem(KEY, key);
 
 /** A request that failed. status 0: no answer came at all. title: what happened, in plain words. */
 export class ApiError extends Error {
-  constructor(status, { message = "", param = null, retryAfter = null } = {}) {
+  constructor(status, { message = "", param = null, code = null, retryAfter = null } = {}) {
     super(message);
     this.status = status;
     this.param = param;
+    this.code = code;
     this.retryAfter = retryAfter;
   }
 
   get title() {
     if (this.status === 0) return this.message ? "The connection was lost." : "The server cannot be reached. Is it still running?";
     if (this.status === 401) return "The server asks for a key.";
+    if (this.code === "context_length_exceeded") return "This is too long for the model. Shorten it, or start a new chat.";
     if (this.status === 413) return "That is more than the server takes at once. Send fewer or smaller pictures.";
     if (this.status === 429) return `The server is busy. Try again in ${this.retryAfter ?? "a few"} seconds.`;
     if (this.status === 503) return "The server takes no requests now: it is starting or stopping.";

@@ -11,7 +11,7 @@ export class Composer {
   constructor(actions) {
     this.actions = actions;
     this.pictures = [];
-    this.reading = Promise.resolve();
+    this.reading = Promise.resolve(true); // whether all that was added could be read
     this.form = byId("composer");
     this.question = byId("question");
     this.#listen();
@@ -63,13 +63,23 @@ export class Composer {
     if (!pictures.length) return;
     this.reading = this.reading
       .then(() => read(pictures))
-      .then((made) => { this.pictures = [...this.pictures, ...made]; this.#draw(); })
-      .catch(() => this.notice("A file could not be read. Was it moved or deleted?"));
+      .then((made) => {
+        this.pictures = [...this.pictures, ...made];
+        this.#draw();
+        return true;
+      })
+      .catch(() => {
+        this.notice("A file could not be read. Is it a folder, or was it moved or deleted?");
+        return false;
+      });
     this.question.focus();
   }
 
   async #send() {
-    await this.reading;
+    if (!(await this.reading)) {
+      this.reading = Promise.resolve(true); // said once; who sends again means it without that file
+      return;
+    }
     const typed = this.question.value.trim();
     const text = typed || (this.pictures.length ? WITH_PICTURES : "");
     if (!text || this.actions.busy()) return;
@@ -85,7 +95,8 @@ export class Composer {
     });
     this.question.addEventListener("keydown", (event) => {
       // While a word is being composed (Chinese, Japanese, accents), Enter belongs to that.
-      if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+      const composing = event.isComposing || event.keyCode === 229; // the latter in Safari
+      if (event.key !== "Enter" || event.shiftKey || composing) return;
       event.preventDefault();
       this.#send();
     });

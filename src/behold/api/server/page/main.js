@@ -48,7 +48,10 @@ function newView(turn) {
   const view = new TurnView(turn, {
     look: (one) => showLook(one.sent.messages, one.sent.pictures),
     lookAt,
-    again: start,
+    again: (one) => {
+      start(one);
+      byId("question").focus(); // the button that had it is gone
+    },
     edit: (one) => {
       forget(one);
       composer.restore(one.text, one.pictures);
