@@ -27,12 +27,13 @@ GROWTH_LIMIT = 0.02  # of the memory after warm-up: what allocators do not give 
 
 @dataclass
 class Seen:
-    """What the connections have seen. memory: (seconds since the start, resident bytes)."""
+    """What the connections have seen. memory: (seconds since the start, resident bytes); caches: the engine's part."""
 
     exchanges: list[Exchange] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     left: int = 0
     memory: list[tuple[float, int]] = field(default_factory=list)
+    caches: list[tuple[float, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,9 @@ async def _connection(http: httpx.AsyncClient, seen: Seen, work: _Work, number: 
 async def _watch(server: Server, seen: Seen, until: float) -> None:
     start = time.monotonic()
     while (now := time.monotonic()) < until:
+        counters = await asyncio.to_thread(server.counters)
+        held = counters.get("behold_kv_cache_bytes", 0) + counters.get("behold_image_cache_bytes", 0)
+        seen.caches.append((now - start, int(held)))
         seen.memory.append((now - start, server.memory_bytes("VmRSS")))
         await asyncio.sleep(SAMPLE_S)
 
@@ -131,7 +135,6 @@ async def _run(server: Server, options: argparse.Namespace, say: Callable[[str],
     async with client(server.base_url, options.clients) as http:
         connections = (_connection(http, seen, work, number) for number in range(options.clients))
         await asyncio.gather(_watch(server, seen, work.until), *connections)
-    seen.memory.append((options.duration, server.memory_bytes("VmRSS")))
     return seen
 
 
@@ -143,7 +146,8 @@ def soak(model: str, options: argparse.Namespace, say: Callable[[str], None]) ->
         seen = asyncio.run(_run(server, options, say))
         peak, counters = server.memory_bytes("VmHWM"), server.counters()
     load = Load.of(seen.exchanges)
-    growth = Growth.of(seen.memory, min(WARM_UP_S, options.duration / 5))
+    warm_up_s = min(WARM_UP_S, options.duration / 5)
+    growth, caches = Growth.of(seen.memory, warm_up_s), Growth.of(seen.caches, warm_up_s)
     problems = [f"{len(seen.wrong)} wrong answers or errors"] if seen.wrong else []
     problems += [] if growth.none else [f"memory grew from {_mb(growth.first)} to {_mb(growth.last)}"]
     held = counters.get("behold_requests_running", 0) + counters.get("behold_requests_waiting", 0)
@@ -157,7 +161,8 @@ def soak(model: str, options: argparse.Namespace, say: Callable[[str], None]) ->
         f"{load.n} answers: {load.n - len(seen.wrong)} equal to their solo answers, {len(seen.wrong)} wrong or failed; "
         f"{seen.left} clients left in the middle of an answer",
         f"memory: {_mb(before)} when it started, {_mb(growth.first)} after warm-up, {_mb(growth.last)} at the end, "
-        f"{_mb(growth.most)} at most; {growth.per_minute / 1e6:+.2f} MB a minute after warm-up",
+        f"{_mb(growth.most)} at most; {growth.per_minute / 1e6:+.2f} MB a minute after warm-up; keys, values and "
+        f"embeddings are {_mb(caches.first)} of it after warm-up, {_mb(caches.last)} at the end",
         *[f"wrong: {wrong[:300]}" for wrong in seen.wrong[:5]],
     ]
     failed = "; ".join(problems) or None
