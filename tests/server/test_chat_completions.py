@@ -294,7 +294,8 @@ def test_a_body_must_be_said_to_be_json(client: TestClient, kind: str) -> None:
 
 def test_what_does_not_fit_is_refused_before_a_stream_begins(client: TestClient) -> None:
     error = refused(client.post(PATH, json=asked(text("word " * 600), stream=True)))
-    assert error["code"] == "context_length_exceeded" and "512" in error["message"]
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
+    assert "512" in error["message"]
 
 
 def test_a_template_that_takes_no_picture_there_says_so(client: TestClient) -> None:

@@ -147,6 +147,15 @@ def test_what_changes_nothing_is_accepted(client: TestClient) -> None:
     assert with_all["output"][0]["content"] == plain["output"][0]["content"]
 
 
+def test_a_conversation_that_cannot_be_is_named(client: TestClient) -> None:
+    for stream in (False, True):
+        long = refused(client.post(PATH, json={"input": "word " * 600, "stream": stream}))
+        assert (long["param"], long["code"]) == ("input", "context_length_exceeded")
+    picture_only = [{"role": "user", "content": "x"}, {"role": "assistant", "content": []}]
+    body = {"input": picture_only, "continue_final_message": True}
+    assert refused(client.post(PATH, json=body))["param"] == "input"
+
+
 def test_an_unknown_model_is_404(client: TestClient) -> None:
     assert refused(client.post(PATH, json=about_the_picture(model="other")), 404)["code"] == "model_not_found"
 

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from behold.api.server.choices import Choices, Written, cut_off, total, written
 from behold.api.server.errors import api_error_of, error_body
-from behold.api.server.inputs import chat_messages
+from behold.api.server.inputs import chat_messages, conversation_in
 from behold.api.server.logprobs import entries, shown
 from behold.api.server.options import chat_params, template_variables
 from behold.api.server.refusals import CHAT, refuse
@@ -52,8 +52,9 @@ async def _begin(request: Request, service: Service) -> tuple[_Shape, Choices]:
 
     async def begun() -> Choices:
         params, messages = await service.in_thread(converted)
-        prompt = await service.prompt(messages, **variables)
-        return await Choices.begin([service.run(prompt, each) for each in params])
+        with conversation_in("messages"):
+            prompt = await service.prompt(messages, **variables)
+            return await Choices.begin([service.run(prompt, each) for each in params])
 
     return _Shape(service, asked), await unless_gone(request, begun())
 

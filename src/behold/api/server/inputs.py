@@ -6,7 +6,8 @@ parts, and as base64 without the data: prefix; never as a path. Decoding takes C
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from behold.api.server.errors import ApiError
@@ -56,6 +57,17 @@ def response_messages(asked: str | Sequence[Any], instructions: str | None, poli
     if isinstance(asked, str):
         return [*first, Message("user", (TextPart(asked),))]
     return first + [_item(item, f"input[{index}]", policy) for index, item in enumerate(asked)]
+
+
+@contextmanager
+def conversation_in(field: str) -> Iterator[None]:
+    """What is wrong with a conversation as a whole (its length, or the template refuses it) names its field."""
+    try:
+        yield
+    except ApiError as error:
+        if error.param == "messages" or (error.param is None and error.code == "context_length_exceeded"):
+            error.param = field
+        raise
 
 
 def _chat_message(message: ChatMessage, where: str, policy: MediaPolicy) -> Message:

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from behold.api.server.choices import Choices, Written, written
 from behold.api.server.errors import api_error_of
-from behold.api.server.inputs import response_messages
+from behold.api.server.inputs import conversation_in, response_messages
 from behold.api.server.logprobs import shown
 from behold.api.server.options import response_params, template_variables
 from behold.api.server.refusals import RESPONSES, TEXT, refuse
@@ -51,8 +51,9 @@ async def _begin(request: Request, service: Service) -> tuple[ResponseShape, Cho
 
     async def begun() -> tuple[SamplingParams, Choices]:
         params, messages = await service.in_thread(converted)
-        prompt = await service.prompt(messages, **variables)
-        return params, await Choices.begin([service.run(prompt, params)])
+        with conversation_in("input"):
+            prompt = await service.prompt(messages, **variables)
+            return params, await Choices.begin([service.run(prompt, params)])
 
     params, choices = await unless_gone(request, begun())
     tokens = TokenBytes(service.vlm.processor.tokenizer)
