@@ -75,7 +75,14 @@ class Choices:
             await stream.aclose()
 
     def _ask(self, index: int) -> None:
-        self._ahead[asyncio.ensure_future(anext(self._streams[index], None))] = index
+        self._ahead[asyncio.ensure_future(_next(self._streams[index]))] = index
+
+
+async def _next(stream: AsyncGenerator[Delta, None]) -> Delta | None:
+    """The next increment, None at the end."""
+    async for delta in stream:
+        return delta
+    return None
 
 
 def _unbroken(delta: Delta) -> Delta:
