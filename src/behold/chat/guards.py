@@ -29,6 +29,7 @@ _JPEG_MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]", re.DOTALL)  # not stuff
 _JPEG_END, _JPEG_SCAN = 0xD9, 0xDA
 _TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 322, 323
 _TIFF_OFFSETS = (273, 324)  # of strips, of tiles
+_TIFF_TYPE_BYTES = dict(zip((*range(1, 14), 16, 17, 18), (1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 8, 8, 8), strict=True))
 _BMP_RUN_LENGTH = (1, 2)
 
 
@@ -88,7 +89,8 @@ def _check_png(data: bytes, where: str) -> None:
 
 
 def _check_tiff(data: bytes, where: str) -> None:
-    """The first page's directory: how many strips or tiles it lists. What is cut off is for the decoder to say."""
+    """The first page's directory: how many tiles it lists, and how much data in all (older Pillows read one place
+    as often as it is named). What is cut off is for the decoder to say."""
     order = "<" if data[:1] == b"I" else ">"
     big = b"+" in data[2:4]
     length, entry = ("Q", "HHQ") if big else ("H", "HHI")
@@ -96,8 +98,12 @@ def _check_tiff(data: bytes, where: str) -> None:
         (at,) = struct.unpack_from(f"{order}{'Q' if big else 'I'}", data, 8 if big else 4)
         (n_entries,) = struct.unpack_from(order + length, data, at)
         at += struct.calcsize(order + length)
+        n_bytes = 0
         for _ in range(n_entries):
-            tag, _, count = struct.unpack_from(order + entry, data, at)
+            tag, kind, count = struct.unpack_from(order + entry, data, at)
+            n_bytes += count * _TIFF_TYPE_BYTES.get(kind, 0)
+            if n_bytes > 2 * len(data):
+                raise MediaError(f"{where} lists more data than it holds; it is damaged or was cut off.")
             if tag in _TIFF_OFFSETS:
                 _limit(count, MAX_TILES, "strips or tiles", where)
             at += 20 if big else 12
