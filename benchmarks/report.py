@@ -25,7 +25,8 @@ with a streamer that notes the time): *first token* counts from the decoded pict
 preprocessing included; *decode* is the rate of the tokens after it. Every run has another picture, so nothing is
 answered from a cache. *Import* and *load* are timed in fresh processes, with the files in the operating system's cache.
 *Peak* is the most resident memory of the process, up to the end of loading and of all runs. The last columns say how
-many times better: above 1 is faster, or smaller.
+many times better: above 1 is faster, or smaller. Sections that begin with *Serving* are written by
+`python -m benchmarks.serve --write`; each says what was done, and their ratios are of times: below 1 is faster.
 """
 
 

@@ -60,10 +60,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--rounds", type=int, default=1, help="how often each is measured; medians are reported (%(default)s)")
     add("--threads", type=int, default=os.cpu_count() or 1, help="threads of each peer (%(default)s)")
     add("--dtype", default="float32", help="of the weights in memory (%(default)s)")
-    add("--tokens", type=int, help="new tokens of each answer (128; demo over HTTP: up to 96)")
+    add("--tokens", type=int, help="new tokens of each answer (128; over HTTP 64, of the demo up to 96)")
     add("--questions", type=int, default=8, help="asked together in pictures and one-picture (%(default)s)")
     add("--clients", type=int, help="connections (8; soak: 200)")
-    add("--requests", type=int, default=64, help="of each round of a load (%(default)s)")
+    add("--requests", type=int, help="of each round of a load (demo: 64; bench: 16)")
     add(
         "--rate",
         type=float,
@@ -77,8 +77,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--cache", type=Path, default=default_cache(), help="where made checkpoints are kept (%(default)s)")
     add("--write", action="store_true", help="put the sections into benchmarks/RESULTS.md")
     options = parser.parse_args(arguments)
-    if min(options.rounds, options.questions, options.requests) < 1:
-        parser.error("--rounds, --questions and --requests are at least 1")
+    counts = (options.rounds, options.threads, options.tokens, options.questions, options.clients, options.requests)
+    if any(count is not None and count < 1 for count in counts):
+        parser.error("counts are at least 1")
     options.device = "cpu"
     options.given = sys.argv[1:] if arguments is None else list(arguments)
     return options
@@ -100,7 +101,8 @@ def settled(options: argparse.Namespace, case: str) -> argparse.Namespace:
     short = options.model == "demo" and over_http
     values = vars(options) | {
         "command": command(options.given, case),
-        "tokens": options.tokens or (96 if short else 128),
+        "tokens": options.tokens or (96 if short else 64 if over_http else 128),
+        "requests": options.requests or (64 if options.model == "demo" else 16),
         "exactly": not short,
         "clients": options.clients or (200 if case == "soak" else 8),
         "side": SIDES[options.model],

@@ -25,7 +25,7 @@ LONGEST = 1024  # tokens of the running answer at most; it is cancelled when the
 
 def question(number: int) -> str:
     """Of one length for all numbers below ten."""
-    return f"Question {number}: what is in this picture?"
+    return f"Number {number}: what is it?"
 
 
 def digest(ids: Sequence[int]) -> str:

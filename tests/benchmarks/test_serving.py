@@ -182,7 +182,10 @@ def test_a_case_can_be_repeated_as_it_was_run() -> None:
     assert serve.settled(options, "soak").command == "python -m benchmarks.serve --case soak --model bench --rate 4"
     assert serve.settled(options, "soak").clients == 200
     assert serve.settled(options, "load").limit(0.5) == 0.5
-    assert serve.settled(serve.parse([]), "load").exactly is False
+    demo = serve.settled(serve.parse([]), "load")
+    assert (demo.exactly, demo.requests, demo.limit(0.5)) == (False, 64, None)
+    with pytest.raises(SystemExit):
+        serve.parse(["--rounds", "0"])
 
 
 def test_a_run_with_the_demo() -> None:
