@@ -220,6 +220,18 @@ def any_arrivals_equal_alone(subject: Subject) -> None:
     run()
 
 
+def guessed_equals_unguessed(subject: Subject) -> None:
+    """Guesses from the prompt's own text, right or wrong, change no answer."""
+    plain, guessing = subject.engine(lookup_rows=0), subject.engine(lookup_rows=12)
+    for prompt, expected in zip(subject.prompts, subject.expected, strict=True):
+        told = Prompt((*prompt.ids, *expected, *prompt.ids[-4:], *expected[:4]), prompt.images, prompt.spans)
+        request = (told, replace(subject.params, max_new_tokens=40))
+        assert _ids(plain.complete([request])) == _ids(guessing.complete([request]))
+    assert guessing.stats().steps <= plain.stats().steps
+    assert _ids(guessing.complete(subject.requests)) == subject.expected
+    guessing.check()
+
+
 def rated_equals_uncached(subject: Subject) -> None:
     """Texts rated side by side have the probabilities that a pass over each of them alone gives."""
     texts = [(5,), (5, 6, 7), (8, 9), (5, 6)]
@@ -305,6 +317,7 @@ ALL: tuple[Callable[[Subject], None], ...] = (
     beginnings_shared_equal_alone,
     follow_ups_equal_alone,
     any_arrivals_equal_alone,
+    guessed_equals_unguessed,
     rated_equals_uncached,
     streamed_equals_whole,
     sampled_the_same_whatever_runs,

@@ -86,6 +86,19 @@ class FakeModel(VisionLanguageModel):
         return super().hidden(embeddings, positions, cache, wanted)
 
 
+class Parrot(FakeModel):
+    """Says 5, 6, 7 in turn, whatever it was asked: what comes next depends on the last token alone."""
+
+    def hidden(self, embeddings: Tensor, positions: Tensor, cache: CacheView, wanted: Tensor | None = None) -> Tensor:
+        del positions, cache
+        return embeddings if wanted is None else embeddings[wanted]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        last = torch.cdist(hidden, self.decoder.embed_tokens.weight).argmin(-1)
+        turn = torch.tensor([{5: 6, 6: 7}.get(token, 5) for token in last.tolist()])
+        return torch.nn.functional.one_hot(turn, VOCABULARY).float()
+
+
 def picture(seed: int, n_tokens: int = 5) -> ImageInput:
     """`pixels` are the embeddings themselves."""
     pixels = np.random.default_rng(seed).normal(size=(n_tokens, 32)).astype(np.float32)

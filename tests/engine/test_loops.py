@@ -10,16 +10,13 @@ from dataclasses import replace
 from itertools import cycle, islice
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from behold.engine.engine import Engine
 from behold.engine.loops import MAX_PERIOD, MIN_REPEATS, MIN_TOKENS, LoopDetector
-from behold.nn.attention import CacheView
 from behold.types import SamplingParams
-from tests.engine.fake import VOCABULARY, FakeModel, prompt
+from tests.engine.fake import Parrot, prompt
 
 
 def stopped_after(ids: Sequence[int]) -> int | None:
@@ -134,19 +131,6 @@ def test_what_repeats_for_a_reason_passes(text: str) -> None:
 
 
 # --- in the engine --------------------------------------------------------------------------------------------------
-
-
-class Parrot(FakeModel):
-    """Says 5, 6, 7 in turn, whatever it was asked; what comes next depends on the last token alone."""
-
-    def hidden(self, embeddings: Tensor, positions: Tensor, cache: CacheView, wanted: Tensor | None = None) -> Tensor:
-        del positions, cache
-        return embeddings if wanted is None else embeddings[wanted]
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        last = torch.cdist(hidden, self.decoder.embed_tokens.weight).argmin(-1)
-        turn = torch.tensor([{5: 6, 6: 7}.get(token, 5) for token in last.tolist()])
-        return torch.nn.functional.one_hot(turn, VOCABULARY).float()
 
 
 @pytest.fixture

@@ -11,8 +11,10 @@ import torch
 from behold.engine.beams import BeamSearch
 from behold.engine.blocks import RowTable
 from behold.engine.guides import Guides
+from behold.engine.lookup import Lookup
 from behold.engine.params import validate
 from behold.engine.request import Transcript
+from behold.engine.sampler import is_plain
 from behold.engine.sequence import Guide, Scoring, Sequence
 from behold.errors import CapacityError, OptionError
 from behold.processing.detokenizer import Detokenizer
@@ -62,6 +64,8 @@ class Admission:
             seed=_seed(params),
         )
         self._check_memory(sequence)
+        if is_plain(sequence) and params.num_beams == 1:
+            sequence.lookup = Lookup()
         if params.num_beams > 1:
             sequence.beams = self._beam_search(sequence)
         sequence.guide = self._guide(params)

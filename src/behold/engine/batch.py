@@ -18,7 +18,7 @@ class StepBatch:
 
     ids, positions: (N,) int64. image_rows (M, D) replace the embeddings of the rows `at` (M,); None without pictures.
     sample_rows: (R,) the rows whose logits are wanted, in the order of the chunks that sample; None if that is all N.
-        A chunk of texts to rate wants all of its rows.
+        Chunks of texts to rate and of guesses want all of theirs.
     """
 
     ids: Tensor
@@ -51,8 +51,7 @@ def build(
             contexts.append(chunk.start)
             slots.append(slot)
             spans.append(_both_ways(chunk))
-            if chunk.samples:
-                samples.extend(range(len(ids) - len(new), len(ids)) if chunk.branches else (len(ids) - 1,))
+        samples.extend(range(len(ids) - chunk.n_logits, len(ids)))
     image_rows, at = _pictures(chunks, image, device)
     plan = AttentionPlan(
         tuple(lengths),
@@ -81,7 +80,7 @@ def _rows(chunk: Chunk) -> list[tuple[int, list[int]]]:
         return [(slot, [beam.ids[-1]]) for slot, beam in zip(sequence.slots, sequence.beams.running, strict=True)]
     if chunk.branches:
         return [(sequence.slots[0], [token for branch in chunk.branches for token in branch])]
-    return [(sequence.slots[0], sequence.ids[chunk.start : chunk.stop])]
+    return [(sequence.slots[0], [*sequence.ids[chunk.start : chunk.stop], *chunk.guesses])]
 
 
 def _both_ways(chunk: Chunk) -> tuple[tuple[int, int], ...]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence as Many
 
 from behold.engine.admission import Admission
 from behold.engine.blocks import RowTable
-from behold.engine.kv_cache import budget_bytes
+from behold.engine.kv_cache import budget_bytes, bytes_a_token
 from behold.engine.options import EngineOptions
 from behold.engine.request import Request
 from behold.engine.runner import Runner, StepOutput
@@ -38,22 +38,22 @@ class Engine:
         options: EngineOptions | None = None,
     ) -> None:
         options = options or EngineOptions()
-        self._bytes_a_token = bytes_a_token = kv_bytes_a_token(model)
+        self._bytes_a_token = bytes_a_token(model.config.text, model.dtype)
         self._bytes_an_image_token = model.decoder.embed_tokens.weight.shape[1] * model.dtype.itemsize
         kv_bytes = budget_bytes(model.device) if options.kv_cache_bytes is None else options.kv_cache_bytes
         step_tokens = options.max_step_tokens or (512 if model.device.type == "cpu" else 2048)
         self._options = options
         self._table = RowTable(
             max_rows=options.max_rows,
-            budget_tokens=kv_bytes // bytes_a_token,
-            keep_tokens=options.prefix_cache_bytes // bytes_a_token,
+            budget_tokens=kv_bytes // self._bytes_a_token,
+            keep_tokens=options.prefix_cache_bytes // self._bytes_a_token,
         )
         self._admission = Admission(
             model.config.text,
             tokenizer=tokenizer,
             eos=eos_token_ids,
             table=self._table,
-            bytes_a_token=bytes_a_token,
+            bytes_a_token=self._bytes_a_token,
         )
         self._runner = Runner(
             model, table=self._table, image_cache_bytes=options.image_cache_bytes, max_image_tokens=step_tokens
@@ -63,6 +63,7 @@ class Engine:
             self._runner,
             max_step_tokens=step_tokens,
             max_image_tokens=options.image_cache_bytes // self._bytes_an_image_token,
+            lookup_rows=options.lookup_rows,
         )
         self._requests: dict[int, Request] = {}
         # One lock for all state but tensors; those belong to the driver, the one thread that is inside a step.
@@ -160,7 +161,7 @@ class Engine:
                 for picture in (prompt.images[span.image] for span in prompt.spans if span.stop > cached)
                 if not self._runner.ready(picture.digest)
             }
-            waiting = bool(self._scheduler.waiting) or not self._table.fits(sequence.rows, sequence.reserve)
+            fits = not self._scheduler.waiting and self._table.fits(sequence.rows, sequence.reserve)
         return Estimate(
             prompt_tokens=sequence.n_prompt,
             image_tokens=prompt.image_tokens,
@@ -168,7 +169,7 @@ class Engine:
             max_new_tokens=sequence.limit,
             kv_bytes=sequence.rows * sequence.reserve * self._bytes_a_token,
             image_bytes=sum(unseen.values()) * self._bytes_an_image_token,
-            fits=not waiting,
+            fits=fits,
         )
 
     # --- whole answers ----------------------------------------------------------------------------------------------
@@ -315,17 +316,22 @@ class Engine:
         if not chunk.branches:
             sequence.computed = chunk.stop
         self._runner.recorded(sequence)
+        sequence.began = sequence.began or (self._admission.next_key if chunk.samples else 0)
         if sequence.key in output.sampled:
             chosen = output.sampled[sequence.key]
-            if sequence.guide is not None:
-                sequence.guide.accept(chosen.id)
-            sequence.ids.append(chosen.id)
-            sequence.began = sequence.began or self._admission.next_key
-            self._counters.token()
-            request.add(chosen.id, chosen.logprob)
+            for pick in chosen:
+                if sequence.guide is not None:
+                    sequence.guide.accept(pick.id)
+                sequence.ids.append(pick.id)
+                self._counters.token()
+                if request.add(pick.id, pick.logprob) is not None:
+                    break
+            if chunk.guesses:
+                sequence.computed = len(sequence.ids) - 1
+                assert sequence.lookup is not None
+                sequence.lookup.learn(len(sequence.ids), len(chunk.guesses), len(chosen) - 1)
         elif sequence.beams is not None and sequence.key in output.candidates:
             parents = sequence.beams.advance(output.candidates[sequence.key])
-            sequence.began = sequence.began or self._admission.next_key
             self._counters.token(len(parents))
             if sequence.beams.done:
                 request.finish_beams()
@@ -392,9 +398,3 @@ class Engine:
             if not self._requests:
                 assert not self._scheduler.has_work
                 assert self._table.n_used == 0
-
-
-def kv_bytes_a_token(model: VisionLanguageModel) -> int:
-    """Bytes of keys and values that one token takes in all layers."""
-    text = model.config.text
-    return 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * model.dtype.itemsize

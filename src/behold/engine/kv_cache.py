@@ -10,12 +10,16 @@ from __future__ import annotations
 import os
 from collections.abc import Set
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from behold.engine.blocks import capacity
 from behold.nn.attention import AttentionPlan, attend_masked, attention_mask, branch_mask
+
+if TYPE_CHECKING:
+    from behold.models.config import TextConfig
 
 FLOOR_BYTES = 1 << 30
 
@@ -101,6 +105,11 @@ class RowView:
                 mask = attention_mask(length, context, window=window, spans=spans, device=self._device)
             self._masks[index, window] = mask
         return self._masks[index, window]
+
+
+def bytes_a_token(text: TextConfig, dtype: torch.dtype) -> int:
+    """Bytes of keys and values that one token takes in all layers."""
+    return 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * dtype.itemsize
 
 
 def budget_bytes(device: torch.device) -> int:

@@ -16,6 +16,7 @@ class EngineOptions:
     kv_cache_bytes: memory for keys and values; None takes up to half of what is free on the device.
     prefix_cache_bytes: how much of that finished sequences may fill, for those that begin alike; 0 keeps nothing.
     image_cache_bytes: memory for image embeddings that are kept for a next time.
+    lookup_rows: rows of a step that greedy answers may fill with guesses from their own text (engine/lookup.py).
     """
 
     max_rows: int = 16
@@ -24,3 +25,4 @@ class EngineOptions:
     kv_cache_bytes: int | None = None
     prefix_cache_bytes: int = 1 << 30
     image_cache_bytes: int = 256 << 20
+    lookup_rows: int = 4

@@ -27,11 +27,11 @@ from behold.models.base import VisionLanguageModel
 
 @dataclass(slots=True)
 class StepOutput:
-    """What a step found, by sequence key: the chosen ids, the beam candidates, the log probabilities of texts to rate,
-    and seconds spent on pictures.
+    """What a step found, by sequence key: the chosen ids (several where guesses were right), the beam candidates, the
+    log probabilities of texts to rate, and seconds spent on pictures.
     """
 
-    sampled: dict[int, Sampled] = field(default_factory=dict)
+    sampled: dict[int, list[Sampled]] = field(default_factory=dict)
     candidates: dict[int, list[Candidate]] = field(default_factory=dict)
     ratings: dict[int, list[list[float]]] = field(default_factory=dict)
     vision_s: dict[int, float] = field(default_factory=dict)
@@ -158,22 +158,21 @@ class Runner:
         rows: list[int] = []
         row = 0
         for chunk in chunks:
-            sequence = chunk.sequence
+            sequence, own = chunk.sequence, logits[row : row + chunk.n_logits]
             if sequence.scoring is not None:
-                n = chunk.length if chunk.branches else 1
-                output.ratings[sequence.key] = ratings(logits[row : row + n], sequence.scoring)
+                output.ratings[sequence.key] = ratings(own, sequence.scoring)
             elif sequence.beams is not None:
-                n = len(sequence.beams.running)
-                output.candidates[sequence.key] = self._continuations(logits[row : row + n], sequence)
+                output.candidates[sequence.key] = self._continuations(own, sequence)
+            elif chunk.guesses:
+                output.sampled[sequence.key] = confirmed(own, chunk.guesses)
             else:
-                n = 1
                 singles.append(sequence)
                 rows.append(row)
-            row += n
+            row += chunk.n_logits
         if singles:
             wanted = logits if len(rows) == row else logits[rows]
-            chosen = self._sampler.sample(wanted, singles)
-            output.sampled = {s.key: pick for s, pick in zip(singles, chosen, strict=True)}
+            for sequence, pick in zip(singles, self._sampler.sample(wanted, singles), strict=True):
+                output.sampled[sequence.key] = [pick]
 
     def _continuations(self, logits: Tensor, sequence: Sequence) -> list[Candidate]:
         """logits: (beams, V)."""
@@ -193,6 +192,13 @@ class Runner:
             self.images.unpin(digest)
         if not self._pins.get(key, True):
             del self._pins[key]
+
+
+def confirmed(logits: Tensor, guesses: tuple[int, ...]) -> list[Sampled]:
+    """The greedy choice behind the newest token and behind every guess that was right. logits: (1 + guesses, V)."""
+    best = logits.argmax(-1).tolist()
+    right = next((i for i, guess in enumerate(guesses) if guess != best[i]), len(guesses))
+    return [Sampled(token) for token in best[: right + 1]]
 
 
 def ratings(logits: Tensor, scoring: Scoring) -> list[list[float]]:

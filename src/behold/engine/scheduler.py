@@ -53,6 +53,7 @@ class Scheduler:
     both ways and is longer than that still runs, alone and whole.
     max_image_tokens: places of pictures, of all running prompts that are not read yet, at most; a larger prompt runs
     without another such.
+    lookup_rows: rows of a step that answers and their guesses may fill together.
     """
 
     def __init__(
@@ -62,11 +63,13 @@ class Scheduler:
         *,
         max_step_tokens: int,
         max_image_tokens: int,
+        lookup_rows: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.table = table
         self.max_step_tokens = max_step_tokens
         self.max_image_tokens = max_image_tokens
+        self.lookup_rows = lookup_rows
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.pace = Pace()
@@ -85,7 +88,7 @@ class Scheduler:
     def schedule(self) -> Step:
         """The next step. Moves no sequence on."""
         self._admit()
-        answers = [Chunk(s, s.computed, 1) for s in self.running if s.answering]
+        answers = self._answers()
         prompts = [sequence for sequence in self.running if not sequence.answering]
         yielding = _yielding(prompts, answers)
         reading = self._reading(prompts, self.pace.portion(self.max_step_tokens) if yielding else self.max_step_tokens)
@@ -157,6 +160,17 @@ class Scheduler:
                 sequence.computed = sequence.cached = match.length
                 return
         sequence.slots = self.table.take(sequence.rows, sequence.reserve)
+
+    def _answers(self) -> list[Chunk]:
+        """The newest token of every answer, with guesses behind it as far as there are rows for them."""
+        answering = [sequence for sequence in self.running if sequence.answering]
+        each = self.lookup_rows // len(answering) - 1 if answering else 0
+        chunks = []
+        for sequence in answering:
+            most = min(each, sequence.limit - sequence.n_new - 1)
+            guesses = sequence.lookup.guess(sequence.ids, most) if sequence.lookup and most > 0 else ()
+            chunks.append(Chunk(sequence, sequence.computed, 1 + len(guesses), guesses=guesses))
+        return chunks
 
     def _reading(self, prompts: list[Sequence], budget: int) -> list[Chunk]:
         """Chunks of prompts whose pictures are ready, oldest first, within the budget."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from behold.engine.lookup import Lookup
 from behold.engine.prefix import symbols
 from behold.types import Prompt, SamplingParams
 
@@ -70,6 +71,7 @@ class Sequence:
     beams: the beam search, if it is one; its answers then grow there and `ids` stays the prompt.
     guide: what keeps the answer to a schema, if anything does.
     scoring: the texts to rate, if that is what is wanted instead of an answer.
+    lookup: where guesses about the answer come from, if any are made.
     symbols: (T,) the prompt as other prompts are compared with it.
     """
 
@@ -87,6 +89,7 @@ class Sequence:
     beams: BeamSearch | None = None
     guide: Guide | None = None
     scoring: Scoring | None = None
+    lookup: Lookup | None = None
     symbols: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -140,12 +143,14 @@ class Chunk:
     """What one sequence does in one step: run `length` tokens (of each row) from place `start` on.
 
     source: the row that places `sequence.computed` to `start` are copied from before.
+    guesses: ids that may come after the newest one, run beside it and counted in `length`.
     """
 
     sequence: Sequence
     start: int
     length: int
     source: int | None = None
+    guesses: tuple[int, ...] = ()
 
     @property
     def stop(self) -> int:
@@ -160,6 +165,13 @@ class Chunk:
     def branches(self) -> tuple[tuple[int, ...], ...]:
         """The texts that are read side by side, where that is what the chunk does."""
         return self.sequence.scoring.branches if self.sequence.scoring and self.sequence.branching else ()
+
+    @property
+    def n_logits(self) -> int:
+        """Rows whose logits are wanted: none, the last, or all."""
+        if not self.samples:
+            return 0
+        return self.n_rows if self.branches or self.guesses or self.sequence.decodes_beams else 1
 
     @property
     def n_rows(self) -> int:
