@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+import threading
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +16,9 @@ from pydantic import BaseModel, Field, field_validator
 import behold
 from behold.api.sampling import sampling_params
 from behold.api.structured import constraint_of_response_format
+from behold.engine.async_engine import AsyncEngine
 from behold.errors import OptionError, StructuredOutputError
-from behold.types import Constraint
+from behold.types import Constraint, SamplingParams
 from tests import toys
 
 NAMES = ("llava-siglip-qwen2", "llava-clip-llama", "idefics2")
@@ -150,6 +153,30 @@ def test_streamed_is_the_same_as_whole(vlm: behold.VLM) -> None:
     assert len(pieces) > 3
     assert "".join(pieces) == stream.answer == vlm.ask(PICTURE, QUESTION, schema=SMALL, **options)
     assert stream.answer.parsed == vlm.ask(PICTURE, QUESTION, schema=Small, **options)
+
+
+def test_an_event_loop_goes_on_while_a_schema_is_compiled(one: behold.VLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiling: list[int] = []
+    prepare = one.engine.prepare
+
+    def watched(params: SamplingParams) -> None:
+        compiling.append(threading.get_ident())
+        prepare(params)
+
+    monkeypatch.setattr(one.engine, "prepare", watched)
+    prompt = one.processor.chat([behold.api.turns.user_message([], QUESTION)])
+
+    async def ask() -> str:
+        driver = AsyncEngine(one.engine)
+        driver.start()
+        try:
+            params = one.params({"choices": ["in the loop", "elsewhere"]})
+            return "".join([delta.text async for delta in driver.stream(prompt, params)])
+        finally:
+            await driver.stop()
+
+    assert asyncio.run(ask()) in ("in the loop", "elsewhere")
+    assert len(compiling) == 1 and compiling[0] != threading.get_ident()
 
 
 def test_batch_generate_and_say(one: behold.VLM) -> None:

@@ -58,6 +58,9 @@ class AsyncEngine:
             late = True
             news.set()
 
+        if params.constraint is not None:
+            # The first schema reads the vocabulary, which takes seconds for a large one; others answer meanwhile.
+            await asyncio.to_thread(self.engine.prepare, params)
         request = self.engine.submit(prompt, params, on_news=tell)
         self._work.set()
         # One timer for all waits: a timer, or a task, for each token would cost more than the token on small models.
