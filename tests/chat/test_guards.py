@@ -196,6 +196,7 @@ def test_good_data_comes_in_every_usual_spelling() -> None:
         (tiff({**GREY_TILE, 322: [1], 323: [1], 324: [8] * (MAX_TILES + 1)}), "tiles"),
         (tiff({**GREY_TILE, 256: [60_000], 257: [60_000], 322: [16], 323: [16]}), "60000 × 60000"),
         (tiff({40_000 + n: [0] * 1000 for n in range(3)})[:3000], "more data than it holds"),
+        (b"\xff\xd8" + b"\xff\xe1\0\x08Exif\0\0" * 3 + encoded(quadrants(), "JPEG")[2:], "EXIF segments"),
         (bitmap(39_000_000, 1, b"\1\0\0\0\0\1"), "run-length"),
         (bitmap(32_000, 32, b"\1\0" * 4_100_000), "run-length"),
         (bitmap(32_769, 1, b"\1\0\0\2\xff\xff"), "run-length"),
@@ -244,6 +245,15 @@ def test_palettes_with_transparency_animations_and_broken_exif() -> None:
     assert same(load_image(animated, policy=SERVER))
     for exif in (b"Exif\0\0" + b"\xff" * 50, b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"Exif\0\0II*\0\xff\xff\xff\xff"):
         assert load(encoded(quadrants(), "JPEG", exif=exif)).size == (6, 4)
+
+
+def test_metadata_that_names_one_place_again_and_again() -> None:
+    """A directory of 400 entries, each of the same 4 MB: the picture is read, and the metadata is not."""
+    entries = b"".join(struct.pack("<HHII", 40_000 + n, 1, 4_000_000, 5_000) for n in range(400))
+    exif = (b"II*\0" + struct.pack("<IH", 8, 400) + entries).ljust(4_005_000, b"\0")
+    started = time.monotonic()
+    assert same(load(encoded(quadrants(), "PNG", exif=exif)))
+    assert time.monotonic() - started < SLOWEST_S
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -19,7 +19,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from behold.chat.guards import check_file, check_header
+from behold.chat.guards import MAX_EXIF_BYTES, check_file, check_header
 from behold.chat.policy import MediaPolicy
 from behold.errors import MediaError
 
@@ -58,6 +58,7 @@ _STRANGERS: tuple[tuple[bytes, str], ...] = (
 )
 _INSIDE = re.compile(r"0x[0-9a-fA-F]|[<>/\\]")
 _EXIF_ORIENTATION = 0x0112
+_EXIF_PLACES = ("exif", "Raw profile type exif")
 # EXIF orientation to the operation that undoes it.
 _UPRIGHT: dict[int, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -155,6 +156,8 @@ def _check_size(image: Image.Image, where: str, policy: MediaPolicy) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
+    if any(len(image.info.get(key) or b"") > MAX_EXIF_BYTES for key in _EXIF_PLACES):
+        return 1
     try:
         value = image.getexif().get(_EXIF_ORIENTATION, 1)
         return int(value)

@@ -18,6 +18,8 @@ from behold.errors import MediaError
 # Each far above what encoders write: progressive JPEGs have about 10 passes, a PNG one chunk for 8 KiB or more.
 MAX_SCANS = 100
 MAX_SEGMENTS = 20_000
+MAX_EXIF_SEGMENTS = 2  # one holds 64 KiB; Pillow joins them, and before version 13 a long one costs its length squared
+MAX_EXIF_BYTES = 2**17
 MAX_CHUNKS = 100_000
 MAX_TILES = 100_000
 # Pillow decodes run-length encoded bitmaps in Python, byte by byte.
@@ -26,7 +28,7 @@ MAX_RUN_LENGTH_SIDE = 32_768
 
 _PNG_SIGNATURE_BYTES = 8
 _JPEG_MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]", re.DOTALL)  # not stuffing, not a restart
-_JPEG_END, _JPEG_SCAN = 0xD9, 0xDA
+_JPEG_END, _JPEG_SCAN, _JPEG_APP1 = 0xD9, 0xDA, 0xE1
 _TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 322, 323
 _TIFF_OFFSETS = (273, 324)  # of strips, of tiles
 _TIFF_TYPE_BYTES = dict(zip((*range(1, 14), 16, 17, 18), (1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 8, 8, 8), strict=True))
@@ -65,7 +67,7 @@ def check_header(kind: str, image: Image.Image, n_bytes: int, where: str, policy
 
 def _check_jpeg(data: bytes, where: str) -> None:
     """Up to the end of its first picture: phones put videos and further pictures behind it."""
-    at, n_segments, n_scans = 2, 0, 0
+    at, n_segments, n_scans, n_exif = 2, 0, 0, 0
     while (marker := _JPEG_MARKER.search(data, at)) is not None:
         if not n_scans:
             n_segments += marker.start() - at  # filling bytes in the header, which decoders read one by one
@@ -77,6 +79,8 @@ def _check_jpeg(data: bytes, where: str) -> None:
         n_scans += code == _JPEG_SCAN
         _limit(n_segments, MAX_SEGMENTS, "segments", where)
         _limit(n_scans, MAX_SCANS, "passes over its pixels", where)
+        n_exif += data.startswith(b"Exif", at + 2) and code == _JPEG_APP1
+        _limit(n_exif, MAX_EXIF_SEGMENTS, "EXIF segments", where)
         at += int.from_bytes(data[at : at + 2], "big")
 
 
