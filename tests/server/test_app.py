@@ -6,17 +6,21 @@ import socket
 from collections.abc import Iterator
 
 import httpx
+import numpy as np
 import pytest
 
 from behold.api.server.app import create_app
 from behold.api.server.errors import ApiError, api_error_of
+from behold.api.server.held import HeldPictures
 from behold.api.server.service import Service
 from behold.api.server.settings import ServerSettings
 from behold.api.vlm import VLM
 from behold.errors import BusyError, CapacityError, ChatError, MediaError, MissingDependencyError, OptionError
-from behold.types import Message, TextPart
+from behold.types import ImageInput, Message, Prompt, TextPart
 from tests.server.running import LONG, chat, running, wait_for
 
+# one white pixel, as a PNG
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4//8/AAX+Av4N70a4AAAAAElFTkSuQmCC"
 Pair = tuple[httpx.Client, Service]
 
 
@@ -226,6 +230,34 @@ def test_too_many_prompts_at_once_are_429(server: Pair, monkeypatch: pytest.Monk
     monkeypatch.setattr(service, "_in_threads", 3)
     response = client.post("/v1/chat/completions", json=chat())
     assert response.status_code == 429 and response.headers["retry-after"]
+
+
+def test_pictures_of_waiting_requests_have_a_budget(vlm: VLM) -> None:
+    def prompt(size: int) -> Prompt:
+        pixels = np.zeros(size, np.uint8)
+        return Prompt((1, 2), (ImageInput(pixels, 1, "x"), ImageInput(pixels, 1, "y")))
+
+    held, first, second = HeldPictures(100), prompt(40), prompt(30)
+    with held.hold(first), held.hold(first):  # two answers to one question
+        assert held.n_bytes == 80
+        with pytest.raises(ApiError) as refused, held.hold(second):
+            raise AssertionError("let in")
+        assert refused.value.status == 429
+    assert held.n_bytes == 0
+    with held.hold(prompt(400)):  # alone, anything
+        assert held.n_bytes == 800
+    assert held.n_bytes == 0
+
+
+def test_pictures_are_let_go_with_their_answer(vlm: VLM) -> None:
+    with running(vlm) as (client, service):
+        wait_for(lambda: service.health == "ok")
+        parts = [{"type": "image_url", "image_url": "data:;base64," + PIXEL}, {"type": "text", "text": "?"}]
+        asked = {"messages": [{"role": "user", "content": parts}], **LONG}
+        with client.stream("POST", "/v1/chat/completions", json=asked) as response:
+            next(response.iter_lines())
+            assert service.held_picture_bytes > 0
+        wait_for(lambda: not service.held_picture_bytes, seconds=5)
 
 
 def test_an_answer_past_its_deadline_stops(vlm: VLM) -> None:

@@ -24,7 +24,7 @@ from behold.api.server.service import Service
 from behold.api.server.sse import DONE, EventStream, event, unless_gone
 from behold.api.server.usage import timings_of, usage_of
 from behold.processing.token_bytes import TokenBytes
-from behold.types import Delta, Message, SamplingParams, Timings, TokenLogprob
+from behold.types import Delta, Timings, TokenLogprob
 
 router = APIRouter()
 
@@ -47,13 +47,10 @@ async def _begin(request: Request, service: Service) -> tuple[_Shape, Choices]:
     refuse(asked.given, CHAT)
     variables, policy = template_variables(asked), service.settings.media_policy
 
-    def converted() -> tuple[list[SamplingParams], list[Message]]:
-        return chat_params(service.vlm, asked), chat_messages(asked.messages, policy)
-
     async def begun() -> Choices:
-        params, messages = await service.in_thread(converted)
+        params = await service.in_thread(lambda: chat_params(service.vlm, asked))
         with conversation_in("messages"):
-            prompt = await service.prompt(messages, **variables)
+            prompt = await service.prompt(lambda: chat_messages(asked.messages, policy), **variables)
             return await Choices.begin([service.run(prompt, each) for each in params])
 
     return _Shape(service, asked), await unless_gone(request, begun())

@@ -46,11 +46,11 @@ async def _begin(request: Request, service: Service) -> tuple[ResponseShape, Cho
     refuse(asked.text.given if asked.text else {}, TEXT, inside="text")
     variables, policy = template_variables(asked), service.settings.media_policy
 
-    def converted() -> tuple[SamplingParams, list[Message]]:
-        return response_params(service.vlm, asked), response_messages(asked.input, asked.instructions, policy)
+    def messages() -> list[Message]:
+        return response_messages(asked.input, asked.instructions, policy)
 
     async def begun() -> tuple[SamplingParams, Choices]:
-        params, messages = await service.in_thread(converted)
+        params = await service.in_thread(lambda: response_params(service.vlm, asked))
         with conversation_in("input"):
             prompt = await service.prompt(messages, **variables)
             return params, await Choices.begin([service.run(prompt, params)])

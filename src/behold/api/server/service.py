@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from PIL import Image
 
 from behold.api.server.errors import ApiError, api_error_of, busy, overdue, unavailable
+from behold.api.server.held import HeldPictures
 from behold.api.server.metrics import Metrics
 from behold.engine.async_engine import AsyncEngine
 from behold.types import Delta, ImagePart, Message, Prompt, SamplingParams, TextPart
@@ -46,9 +47,10 @@ class Service:
         self.metrics = Metrics(vlm.engine)
         self._engine = AsyncEngine(vlm.engine)
         # A picture from a slow address holds its thread for seconds, in which others are to be decoded.
-        n_threads = 32 if settings.allow_urls else min(4, os.cpu_count() or 1)
+        n_threads = 8 if settings.allow_urls else min(4, os.cpu_count() or 1)
         self._threads = ThreadPoolExecutor(max_workers=n_threads, thread_name_prefix="behold-prompt")
         self._in_threads = 0
+        self._pictures = HeldPictures(settings.max_picture_bytes)
         self._aborted = False
         self._checked: Literal["starting", "ok", "failed"] = "starting"
         self._check: asyncio.Task[None] | None = None
@@ -57,6 +59,11 @@ class Service:
     def context(self) -> int:
         """Tokens that prompt and answer can have together."""
         return self.vlm.model.config.text.max_position_embeddings
+
+    @property
+    def held_picture_bytes(self) -> int:
+        """Prepared pixels of requests that wait or run."""
+        return self._pictures.n_bytes
 
     async def start(self) -> None:
         """Begin to drive the engine, and find out meanwhile whether the model answers."""
@@ -128,16 +135,23 @@ class Service:
 
     async def prompt(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[Message] | Callable[[], Sequence[Message]],
         **template_variables: Any,  # noqa: ANN401 - the checkpoint's template decides what it takes
     ) -> Prompt:
-        """A conversation as the model reads it.
+        """A conversation as the model reads it. Messages with pictures are given by a function that makes them: decoded
+        pictures are large, so they come to be in the thread that shrinks them, and wait nowhere.
 
         Raises:
-            ApiError: 400, the template refuses, or pictures and places do not match; 429, too much waits.
+            ApiError: 400, the template refuses, or pictures and places do not match; 429, too much waits. Else what
+                `messages` raises.
         """
+
+        def made() -> Prompt:
+            found = messages() if callable(messages) else messages
+            return self.vlm.processor.chat(found, **template_variables)
+
         try:
-            return await self.in_thread(lambda: self.vlm.processor.chat(messages, **template_variables))
+            return await self.in_thread(made)
         except Exception as error:
             raise api_error_of(error, "messages") from error
 
@@ -145,8 +159,8 @@ class Service:
         """The increments of one answer. Closing the generator, or cancelling its task, stops the work within one step.
 
         Raises:
-            ApiError: 400, an option or the length cannot be; 429, the queue is full; 504, the deadline is over;
-                503, the server stops or its engine is dead; 500, anything else.
+            ApiError: 400, an option or the length cannot be; 429, the queue or its memory is full; 504, the deadline is
+                over; 503, the server stops or its engine is dead; 500, anything else.
         """
         if self._aborted:
             raise _stopping()
@@ -155,6 +169,13 @@ class Service:
         waiting = self.vlm.engine.stats().waiting
         if waiting >= self.settings.max_waiting:
             raise busy(f"{waiting} requests wait already; try again in a moment")
+        with self._pictures.hold(prompt):
+            async with aclosing(self._answer(prompt, params)) as deltas:
+                async for delta in deltas:
+                    yield delta
+
+    async def _answer(self, prompt: Prompt, params: SamplingParams) -> AsyncGenerator[Delta, None]:
+        """`run`, once it is let in."""
         watch = self.metrics.watch()
         deltas = self._engine.stream(prompt, params, deadline_s=self.settings.deadline_s)
         try:

@@ -19,6 +19,7 @@ class ServerSettings:
     allow_urls: pictures may be given as http(s) addresses on the public internet. data: URIs always may.
     max_body_bytes: of one request, and of a picture that is fetched.
     max_waiting: requests that may wait for their turn; one more gets 429.
+    max_picture_bytes: prepared pixels of all requests that wait or run; beyond that 429, too.
     deadline_s: a request that takes longer is ended with an error.
     grace_s: after SIGTERM, how long running answers may take to finish.
     served_model_name: the model's id in the API; None: the name it was loaded by, or its folder's.
@@ -31,6 +32,7 @@ class ServerSettings:
     allow_urls: bool = False
     max_body_bytes: int = 48 << 20
     max_waiting: int = 256
+    max_picture_bytes: int = 2 << 30
     deadline_s: float = 600.0
     grace_s: float = 30.0
     served_model_name: str | None = None
@@ -38,7 +40,7 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.port < 1 << 16:
             raise OptionError(f"port={self.port}: a port is a number from 0 (any that is free) to 65535")
-        for name in ("max_body_bytes", "max_waiting"):
+        for name in ("max_body_bytes", "max_waiting", "max_picture_bytes"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name}={getattr(self, name)}: it must be at least 1")
         for name, least in (("deadline_s", 0.001), ("grace_s", 0.0)):

@@ -31,10 +31,8 @@ async def tokenize(request: Request) -> Response:
     variables, policy = template_variables(asked), service.settings.media_policy
 
     async def estimated() -> dict[str, Any]:
-        params, messages = await service.in_thread(
-            lambda: (chat_params(service.vlm, asked), chat_messages(asked.messages, policy))
-        )
-        prompt = await service.prompt(messages, **variables)
+        params = await service.in_thread(lambda: chat_params(service.vlm, asked))
+        prompt = await service.prompt(lambda: chat_messages(asked.messages, policy), **variables)
         return await service.in_thread(lambda: _record(service, prompt, params))
 
     return JSONResponse(await unless_gone(request, estimated()))
