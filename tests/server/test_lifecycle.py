@@ -69,6 +69,34 @@ def test_one_of_many_goes_and_the_others_stay(vlm: VLM) -> None:
     vlm.engine.check()
 
 
+def test_extreme_requests_disturb_no_other(vlm: VLM) -> None:
+    """Whatever becomes of them, the answer that runs beside them is the one that it is alone."""
+    alone = vlm.ask([], "Hello", max_new_tokens=120, ignore_eos=True, loop_stop=False)
+    extremes: list[dict[str, Any]] = [
+        {"temperature": 1e-300},
+        {"temperature": 1e300},
+        {"temperature": 1, "repetition_penalty": 1e-39},
+        {"temperature": 1, "repetition_penalty": 1e39, "logprobs": True, "top_logprobs": 20},
+        {"repetition_penalty": 1e-300, "logprobs": True},
+        {"temperature": 1, "top_p": 0, "min_p": 1, "top_k": 1},
+        {"seed": -(10**40), "temperature": 1},
+        {"stop": ["a" * 100_000], "max_tokens": 10**9},
+    ]
+    with running(vlm) as (client, service):
+        asked = chat(max_tokens=120, ignore_eos=True, loop_stop=False, stream=True)
+        with client.stream("POST", "/v1/chat/completions", json=asked) as response:
+            lines = response.iter_lines()
+            seen = [next(lines)]
+            for fields in extremes:
+                found = client.post("/v1/chat/completions", json=chat(**{"max_tokens": 3, **fields}))
+                assert found.status_code in (200, 400), (fields, found.text)
+            seen += list(lines)
+        deltas = [json.loads(line[6:])["choices"][0]["delta"] for line in seen if line.startswith("data: {")]
+        assert "".join(delta.get("content", "") for delta in deltas) == alone
+        wait_for(lambda: not service.in_flight, seconds=5)
+    vlm.engine.check()
+
+
 def test_the_server_that_ends_cuts_off_what_runs(vlm: VLM) -> None:
     with running(vlm) as (client, service):
         with client.stream("POST", "/v1/chat/completions", json=chat(**LONG)) as response:
