@@ -64,11 +64,11 @@ class Admission:
             seed=_seed(params),
         )
         self._check_memory(sequence)
+        sequence.guide = self._guide(params)
         if is_plain(sequence) and params.num_beams == 1:
             sequence.lookup = Lookup()
         if params.num_beams > 1:
             sequence.beams = self._beam_search(sequence)
-        sequence.guide = self._guide(params)
         return sequence
 
     def prepare(self, params: SamplingParams) -> None:

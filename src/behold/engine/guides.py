@@ -175,9 +175,7 @@ class GrammarGuide:
 
     def accept(self, token: int) -> None:
         if token < 0 or not self.allowed()[token]:
-            reason = (
-                self.problem or "no token is left that keeps to it, with those forbidden by other options taken out"
-            )
+            reason = self.problem or "no token is left that keeps to it and that no other option forbids"
             raise StructuredOutputError(f"the answer cannot go on under its constraint: {reason}")
         if token in self._eos:
             self._ended = True
