@@ -192,7 +192,7 @@ def follow_ups_equal_alone(subject: Subject) -> None:
 
 
 def any_arrivals_equal_alone(subject: Subject) -> None:
-    """Requests that come whenever they like, whatever the limits are, are answered as if each were the only one."""
+    """Requests that come whenever they like, others given up in the middle, are answered as if each were alone."""
     limits = st.fixed_dictionaries(
         {
             "max_rows": st.integers(1, 5),
@@ -201,20 +201,24 @@ def any_arrivals_equal_alone(subject: Subject) -> None:
             "prefix_cache_bytes": st.sampled_from([0, 1 << 15, 1 << 24]),
         }
     )
-    arrivals = st.lists(st.tuples(st.integers(0, len(subject.prompts) - 1), st.integers(0, 4)), min_size=1, max_size=8)
+    which = st.integers(0, len(subject.prompts) - 1)
+    arrivals = st.lists(st.tuples(which, st.integers(0, 4), st.booleans()), min_size=1, max_size=8)
 
     @settings(max_examples=12, deadline=None, derandomize=True)
     @given(limits=limits, arrivals=arrivals)
-    def run(limits: dict[str, int], arrivals: list[tuple[int, int]]) -> None:
+    def run(limits: dict[str, int], arrivals: list[tuple[int, int, bool]]) -> None:
         engine = subject.engine(**limits)
         submitted = []
-        for which, steps_before in arrivals:
+        for which, steps_before, given_up in arrivals:
             for _ in range(steps_before):
                 engine.step()
+            if given_up and submitted:
+                engine.cancel(submitted[which % len(submitted)][1])
             submitted.append((which, engine.submit(subject.prompts[which], subject.params)))
         engine.wait([request for _, request in submitted])
         for which, request in submitted:
-            assert request.completions[0].ids == subject.expected[which]
+            done, expected = request.completions[0], subject.expected[which]
+            assert done.ids == (expected[: len(done.ids)] if done.finish_reason == "cancelled" else expected)
         engine.check()
 
     run()
