@@ -10,7 +10,7 @@ import torch
 from behold.engine import admission
 from behold.engine.engine import Engine
 from behold.engine.options import EngineOptions
-from behold.errors import CapacityError, OptionError
+from behold.errors import BusyError, CapacityError, OptionError
 from behold.types import Prompt, SamplingParams
 from tests.engine.fake import FakeDetokenizer, FakeModel, FakeTokenizer, greedy, picture, prompt
 
@@ -314,3 +314,33 @@ def test_memory_holds_requests_back(model: FakeModel) -> None:
         greedy(model, prompt(i, 12), 10, frozenset({1})) for i in range(6)
     ]
     assert engine.stats().kv_cache_bytes <= a_token * 64
+
+
+def test_a_full_queue_refuses_and_goes_on(model: FakeModel) -> None:
+    engine = make(model, max_rows=1, max_waiting=2)
+    params = SamplingParams(max_new_tokens=4)
+    taken = []
+    for i in range(3):
+        taken.append(engine.submit(prompt(i), params))
+        engine.step()
+    with pytest.raises(BusyError, match="2 requests wait already, and 2 may") as error:
+        engine.submit(prompt(9), params)
+    assert error.value.retry_after_s > 0
+    engine.wait(taken)
+    assert engine.complete([(prompt(9), params)])[0].ids == greedy(model, prompt(9), 4, frozenset({1}))
+    engine.check()
+
+
+def test_an_estimate_is_what_it_then_costs(model: FakeModel) -> None:
+    engine, asked, params = make(model), prompt(0, 20, [picture(1)]), SamplingParams(max_new_tokens=4)
+    before = engine.estimate(asked, params)
+    assert (before.prompt_tokens, before.image_tokens, before.cached_tokens, before.max_new_tokens) == (20, 5, 0, 4)
+    assert before.kv_bytes == 23 * engine._bytes_a_token and before.image_bytes == 5 * 32 * 4 and before.fits
+    done = engine.complete([(asked, params)])[0]
+    after = engine.estimate(asked, params)
+    assert after.cached_tokens == 19 and after.image_bytes == 0
+    assert engine.complete([(asked, params)])[0].usage.cached_tokens == 19
+    assert done.usage.cached_tokens == 0
+    assert engine.stats().new_tokens == 8 and engine.stats().prefix_hits == engine.stats().prefix_misses == 1
+    with pytest.raises(CapacityError):
+        engine.estimate(prompt(0, 400), params)

@@ -216,9 +216,11 @@ def test_every_error_as_a_client_reads_it(caplog: pytest.LogCaptureFixture) -> N
 
 def test_a_full_queue_is_429(server: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     client, service = server
-    stats = service.vlm.engine.stats()
-    full = {name: getattr(stats, name) for name in stats.__slots__} | {"waiting": 3}
-    monkeypatch.setattr(service.vlm.engine, "stats", lambda: type(stats)(**full))
+    engine = service.vlm.engine
+    assert engine.max_waiting == 3
+    # As when every row is taken: whoever comes has to wait, and nobody may.
+    monkeypatch.setattr(engine, "max_waiting", 0)
+    monkeypatch.setattr(engine._table, "fits", lambda rows, reserve: False)
     response = client.post("/v1/chat/completions", json=chat())
     assert response.status_code == 429
     assert int(response.headers["retry-after"]) >= 1

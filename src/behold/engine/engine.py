@@ -42,7 +42,7 @@ class Engine:
         self._bytes_an_image_token = model.decoder.embed_tokens.weight.shape[1] * model.dtype.itemsize
         kv_bytes = budget_bytes(model.device) if options.kv_cache_bytes is None else options.kv_cache_bytes
         step_tokens = options.max_step_tokens or (512 if model.device.type == "cpu" else 2048)
-        self._options = options
+        self.max_waiting = options.max_waiting
         self._table = RowTable(
             max_rows=options.max_rows,
             budget_tokens=kv_bytes // self._bytes_a_token,
@@ -356,11 +356,11 @@ class Engine:
     def _queue(self, sequence: Sequence, on_news: Callable[[], object] | None = None) -> Request:
         request = Request(sequence, lambda: self._admission.transcript(sequence.params), on_news)
         with self._turn:
-            limit, waiting = self._options.max_waiting, len(self._scheduler.waiting)
+            limit, waiting = self.max_waiting, len(self._scheduler.waiting)
             if limit is not None and waiting >= limit and not self._table.fits(sequence.rows, sequence.reserve):
                 raise BusyError(
-                    f"{waiting} requests wait already, and {limit} may (EngineOptions.max_waiting): try again later",
-                    retry_after_s=self._counters.seconds_a_request * waiting / self._options.max_rows or 1.0,
+                    f"{waiting} requests wait already, and {limit} may; try again later",
+                    retry_after_s=self._counters.seconds_a_request or 1.0,
                 )
             self._requests[sequence.key] = request
             self._scheduler.add(sequence)

@@ -45,6 +45,7 @@ class Service:
         self.draining = False
         self.in_flight = 0
         self.metrics = Metrics(vlm.engine)
+        vlm.engine.max_waiting = settings.max_waiting
         self._engine = AsyncEngine(vlm.engine)
         # A picture from a slow address holds its thread for seconds, in which others are to be decoded.
         n_threads = 8 if settings.allow_urls else min(4, os.cpu_count() or 1)
@@ -166,9 +167,6 @@ class Service:
             raise _stopping()
         if not self._engine.alive:
             raise unavailable("the engine of this server has died; it must be started anew", code="dead")
-        waiting = self.vlm.engine.stats().waiting
-        if waiting >= self.settings.max_waiting:
-            raise busy(f"{waiting} requests wait already; try again in a moment")
         with self._pictures.hold(prompt):
             async with aclosing(self._answer(prompt, params)) as deltas:
                 async for delta in deltas:
