@@ -10,6 +10,13 @@ from behold.kernels import onednn
 from behold.nn.linear import Linear
 
 
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers of any size take the fast product."""
+    monkeypatch.setattr(onednn, "MIN_WEIGHTS", 0)
+
+
+@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("shape", [(16, 40), (2, 9, 40), (700, 40), (1, 40), (0, 40)], ids=str)
 @pytest.mark.parametrize("bias", [True, False])
 def test_any_number_of_rows(shape: tuple[int, ...], bias: bool) -> None:
@@ -19,6 +26,7 @@ def test_any_number_of_rows(shape: tuple[int, ...], bias: bool) -> None:
         torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("eager")
 def test_views_and_strides() -> None:
     layer = Linear(32, 8)
     x = torch.randn(32, 64).t()[:20, :]
@@ -27,12 +35,13 @@ def test_views_and_strides() -> None:
 
 
 def test_where_it_suits() -> None:
-    weight, many, few, most = (torch.zeros(rows, 32) for rows in (8, 16, 1, 257))
+    weight, small = torch.zeros(1024, 1024), torch.zeros(1023, 1024)
+    one, most, more = (torch.zeros(rows, 1024) for rows in (1, 256, 257))
     with torch.inference_mode():
-        assert onednn.suits(many, weight) == onednn.AVAILABLE
-        assert not onednn.suits(few, weight) and not onednn.suits(most, weight)
-        assert not onednn.suits(many.double(), weight.double())
-    assert not onednn.suits(many, weight)  # gradients are on
+        assert onednn.suits(one, weight) == onednn.suits(most, weight) == onednn.AVAILABLE
+        assert not onednn.suits(more, weight) and not onednn.suits(one[:0], weight) and not onednn.suits(one, small)
+        assert not onednn.suits(one.double(), weight.double())
+    assert not onednn.suits(one, weight)  # gradients are on
 
 
 def test_gradients_flow() -> None:

@@ -13,6 +13,7 @@ from behold.models.config import read_text_config, read_vision_config
 from behold.models.decoder import Decoder
 from behold.models.towers.vit import PatchEmbedding, VisionTransformer, bucketed_positions
 from behold.nn.attention import AttentionPlan, PlainCache
+from behold.nn.mlp import activation
 from behold.nn.rotary import RopeConfig, Rotary, rotate
 
 TEXT = {
@@ -156,3 +157,10 @@ def test_bucketed_positions_of_a_full_picture_are_all_of_them(side: int) -> None
     assert len(positions) == side * side and int(positions.max()) < side * side
     # float32 fractions may fall one bucket short, as they do in the reference; none skips two
     assert (positions.view(side, side)[0] - torch.arange(side)).abs().max() <= 1
+
+
+def test_the_fast_gelu_is_the_tanh_gelu() -> None:
+    x = torch.linspace(-30, 30, 20_001)
+    with torch.inference_mode():
+        fast = activation("gelu_pytorch_tanh")(x)
+    torch.testing.assert_close(fast, torch.nn.functional.gelu(x, approximate="tanh"), atol=1e-6, rtol=1e-6)

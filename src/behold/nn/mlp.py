@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,15 @@ def _quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-_tanh_gelu = partial(F.gelu, approximate="tanh")
+def _tanh_gelu(x: Tensor) -> Tensor:
+    """F.gelu(x, approximate="tanh"), as x · sigmoid(2u) with 2u = x · (a + b · x²): half of its time on a CPU."""
+    if x.device.type != "cpu" or x.dtype is not torch.float32 or torch.is_grad_enabled():
+        return F.gelu(x, approximate="tanh")
+    gate = x * x
+    return gate.mul_(0.044715 * _GELU_SLOPE).add_(_GELU_SLOPE).mul_(x).sigmoid_().mul_(x)
+
+
+_GELU_SLOPE = 2 * math.sqrt(2 / math.pi)
 
 # under the names that config.json files use
 ACTIVATIONS: dict[str, Activation] = {
