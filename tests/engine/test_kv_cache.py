@@ -106,19 +106,33 @@ def test_branches_see_what_is_before_them_and_themselves(window: int | None) -> 
         start += length
 
 
-def test_a_row_doubles_up_to_what_is_reserved_and_keeps_what_is_there() -> None:
+def test_a_row_doubles_and_keeps_what_is_there() -> None:
     under_test = cache()
     capacities = []
     for tokens in (10, 64, 65, 200, 500):
-        under_test.grow(3, tokens, reserve=600)
+        under_test.grow(3, tokens, reserve=tokens)
         capacities.append(under_test.rows[3].shape[3])
         under_test.rows[3][1, 0, :, tokens - 1] = tokens
     assert capacities == [64, 64, 128, 256, 512]
     under_test.grow(3, 520, reserve=600)
-    assert under_test.rows[3].shape == (2, 2, HKV, 600, D)
+    assert under_test.rows[3].shape == (2, 2, HKV, 1024, D)
     assert [float(under_test.rows[3][1, 0, 0, n - 1, 0]) for n in (10, 64, 65, 200, 500)] == [10, 64, 65, 200, 500]
     under_test.grow(4, 5, reserve=5)
-    assert under_test.n_bytes == 2 * 2 * HKV * D * 4 * (600 + 5)
+    assert under_test.n_bytes == 2 * 2 * HKV * D * 4 * (520 + 5)
+
+
+def test_places_that_will_be_needed_soon_are_there_from_the_start() -> None:
+    under_test = cache()
+    under_test.grow(0, 100, reserve=300)
+    assert under_test.rows[0].shape[3] == 512
+    under_test.grow(1, 100, reserve=100_000)
+    assert under_test.rows[1].shape[3] == 512, "not all that may ever be needed"
+
+
+def test_memory_that_costs_at_once_is_no_more_than_reserved() -> None:
+    under_test = KVCache(n_layers=2, n_kv_heads=HKV, head_dim=D, device=torch.device("meta"), dtype=torch.float32)
+    under_test.grow(0, 100, reserve=110)
+    assert under_test.rows[0].shape[3] == 110
 
 
 def test_rows_that_are_not_retained_are_freed() -> None:

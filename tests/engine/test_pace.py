@@ -15,7 +15,7 @@ def test_it_begins_small_and_grows_to_what_doubles_a_step() -> None:
         pace.record(0.1, decoding=1, prompt_tokens=0, pictures=False)
         portion = pace.portion(500)
         pace.record(0.1 + 0.002 * portion, decoding=1, prompt_tokens=portion, pictures=False)
-    assert pace.portion(500) == pytest.approx(SHARE * 0.1 / 0.002, abs=1)
+    assert pace.portion(500) == pytest.approx(SHARE * 0.1 / 0.002, abs=FEWEST_TOKENS)
     assert pace.portion(20) == 20
     assert pace.pictures_s == pytest.approx(SHARE * 0.1)
 

@@ -122,6 +122,7 @@ class RowTable:
             self.kept.popitem(last=False)
 
 
-def capacity(needed: int, reserve: int) -> int:
-    """Places that a row of `needed` tokens takes: doubled as it grows, never more than was reserved."""
-    return min(max(FIRST_CAPACITY, 1 << (needed - 1).bit_length()), max(needed, reserve))
+def capacity(needed: int, most: int | None = None) -> int:
+    """Places that a row of `needed` tokens takes: doubled as it grows, but for that never more than `most`."""
+    doubled = max(FIRST_CAPACITY, 1 << (needed - 1).bit_length())
+    return doubled if most is None else min(doubled, max(needed, most))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from behold.models.config import TextConfig
 
 FLOOR_BYTES = 1 << 30
+SLACK_TOKENS = 256
 
 
 class KVCache:
@@ -33,26 +34,28 @@ class KVCache:
         self.n_layers, self.n_kv_heads, self.head_dim = n_layers, n_kv_heads, head_dim
         self.device, self.dtype = device, dtype
         self.rows: dict[int, Tensor] = {}
+        self._used: dict[int, int] = {}
 
     @property
     def n_bytes(self) -> int:
-        return sum(row.numel() * row.element_size() for row in self.rows.values())
+        """Bytes of all places that were asked for."""
+        a_place = 2 * self.n_layers * self.n_kv_heads * self.head_dim * self.dtype.itemsize
+        return sum(self._used.values()) * a_place
 
     def retain(self, rows: Set[int]) -> None:
         """Free every row that is not among `rows`."""
         for row in self.rows.keys() - rows:
-            del self.rows[row]
+            del self.rows[row], self._used[row]
 
     def grow(self, row: int, tokens: int, *, reserve: int) -> None:
         """Make room for `tokens` places in a row that may come to need `reserve`."""
         old = self.rows.get(row)
-        if old is not None and old.shape[3] >= tokens:
-            return
-        shape = (self.n_layers, 2, self.n_kv_heads, capacity(tokens, reserve), self.head_dim)
-        new = torch.empty(shape, device=self.device, dtype=self.dtype)
-        if old is not None:
-            new[:, :, :, : old.shape[3]] = old
-        self.rows[row] = new
+        if old is None or old.shape[3] < tokens:
+            new = torch.empty(self._shape(tokens, reserve), device=self.device, dtype=self.dtype)
+            if old is not None:
+                new[:, :, :, : old.shape[3]] = old
+            self.rows[row] = new
+        self._used[row] = max(tokens, self._used.get(row, 0))
 
     def copy(self, source: int, target: int, start: int, stop: int) -> None:
         """Copy places [start, stop) of one row into another, which has room for them."""
@@ -60,6 +63,14 @@ class KVCache:
 
     def view(self, plan: AttentionPlan) -> RowView:
         return RowView(self, plan)
+
+    def _shape(self, tokens: int, reserve: int) -> tuple[int, ...]:
+        places = capacity(tokens, reserve)
+        if self.device.type == "cpu":
+            # What is never written takes no memory there, and moving a row to a larger place takes a quarter of a
+            # second for a picture's worth of it: room for the next turns of a conversation is free.
+            places = capacity(max(tokens, min(reserve, tokens + SLACK_TOKENS)))
+        return (self.n_layers, 2, self.n_kv_heads, places, self.head_dim)
 
 
 class RowView:

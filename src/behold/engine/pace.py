@@ -31,7 +31,9 @@ class Pace:
         """Prompt tokens to read beside a decode step, `most` at most."""
         if not self.decode_s or not self.token_s:
             return min(FEWEST_TOKENS, most)
-        return max(min(int(SHARE * self.decode_s / self.token_s), most), min(FEWEST_TOKENS, most))
+        fitting = int(SHARE * self.decode_s / self.token_s)
+        # In steps, as products of a size that was never met take longer.
+        return min(max(fitting - fitting % FEWEST_TOKENS, FEWEST_TOKENS), most)
 
     @property
     def pictures_s(self) -> float:

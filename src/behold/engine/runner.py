@@ -144,8 +144,9 @@ class Runner:
     def _make_room(self, chunks: Many[Chunk]) -> None:
         """Storage for what the chunks write, with the beginnings they share with other rows."""
         for chunk in chunks:
+            tokens = max(chunk.stop, chunk.sequence.n_prompt)  # a prompt gets its place in one piece
             for slot in chunk.sequence.slots:
-                self.cache.grow(slot, chunk.stop, reserve=self._table.reserved(slot))
+                self.cache.grow(slot, tokens, reserve=self._table.reserved(slot))
             if chunk.source is not None:
                 self.cache.copy(chunk.source, chunk.sequence.slots[0], chunk.sequence.computed, chunk.start)
         longest = max(chunk.stop for chunk in chunks)

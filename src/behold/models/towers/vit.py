@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from behold.models.config import VisionConfig
 
 
+PIECE_ROWS = 256
+
+
 class PatchEmbedding(nn.Module):
     """A convolution whose stride is its kernel, done as one matrix product over unfolded patches."""
 
@@ -71,14 +74,18 @@ class SelfAttention(nn.Module):
         self.v_proj = Linear(width, width)
         self.out_proj = Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, n, D) to (B, n, D)."""
+    def steps(self, x: Tensor) -> Generator[None, None, Tensor]:
+        """(B, n, D) to (B, n, D), in pieces."""
         batch, length, width = x.shape
         heads = (batch, length, self.heads, width // self.heads)
         q, k, v = (proj(x).view(heads).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, length, width)
-        y: Tensor = self.out_proj(out)
-        return y
+        yield
+        done = []
+        for queries in q.tensor_split(n_pieces(x), dim=2):
+            seen = F.scaled_dot_product_attention(queries, k, v).transpose(1, 2)
+            done.append(self.out_proj(seen.reshape(batch, -1, width)))
+            yield
+        return torch.cat(done, dim=1)
 
 
 class EncoderLayer(nn.Module):
@@ -91,15 +98,14 @@ class EncoderLayer(nn.Module):
         self.mlp = MLP(config.hidden_size, config.intermediate_size, config.hidden_act)
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def attend(self, x: Tensor) -> Tensor:
-        """(B, n, D) to (B, n, D): the first half."""
-        y: Tensor = x + self.self_attn(self.layer_norm1(x))
-        return y
-
-    def feed(self, x: Tensor) -> Tensor:
-        """(B, n, D) to (B, n, D): the second half."""
-        y: Tensor = x + self.mlp(self.layer_norm2(x))
-        return y
+    def steps(self, x: Tensor) -> Generator[None, None, Tensor]:
+        """(B, n, D) to (B, n, D), in pieces."""
+        x = x + (yield from self.self_attn.steps(self.layer_norm1(x)))
+        done = []
+        for rows in self.layer_norm2(x).flatten(0, 1).tensor_split(n_pieces(x)):
+            done.append(self.mlp(rows))
+            yield
+        return x + torch.cat(done).view_as(x)
 
 
 class Encoder(nn.Module):
@@ -135,13 +141,18 @@ class VisionTransformer(nn.Module):
         states = {0: x}
         for number, layer in enumerate(self.encoder.layers[: max(layers)], start=1):
             assert isinstance(layer, EncoderLayer)
-            yield
-            x = layer.attend(x)
-            yield
-            x = layer.feed(x)
+            x = yield from layer.steps(x)
             if number in layers:
                 states[number] = x
         return [states[number] for number in layers]
+
+
+def n_pieces(x: Tensor) -> int:
+    """Into how many parts work on x (B, n, D) is cut, so that what waits for its end on a CPU does not wait long.
+
+    Products of a few hundred rows are as fast as larger ones there; a GPU is through with any before it matters.
+    """
+    return -(-x.shape[0] * x.shape[1] // PIECE_ROWS) if x.device.type == "cpu" else 1
 
 
 def bucketed_positions(rows: int, columns: int, side: int) -> Tensor:
