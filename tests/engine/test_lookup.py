@@ -13,12 +13,10 @@ from tests.engine.fake import Parrot, prompt
 
 def test_what_came_after_the_same_three_tokens() -> None:
     lookup = Lookup()
-    ids = [1, 2, 3, 4, 5, 9, 1, 2, 3]
-    assert lookup.guess(ids, 4) == lookup.guess(ids, 4) == (4,), "one at first; asking changes nothing"
-    lookup.learn(11, 1, 1)
-    assert lookup.guess([*ids, 4, 5, 9, 1, 2, 3], 4) == (4, 5), "the latest place, and twice as many"
-    lookup.learn(16, 2, 2)
-    assert lookup.guess([*ids, 4, 5, 9, 1, 2, 3, 4, 5, 9], 3) == (1, 2, 3), "`most` at most"
+    ids = [1, 2, 3, 4, 5, 9, 8, 1, 2, 3]
+    assert lookup.guess(ids, 4) == lookup.guess(ids, 4) == (4, 5, 9, 8), "asking changes nothing"
+    assert lookup.guess([*ids, 6, 7, 7, 1, 2, 3], 3) == (6, 7, 7), "the latest place"
+    assert lookup.guess(ids, 2) == (), "few are not worth a step"
 
 
 def test_nothing_to_go_by() -> None:
@@ -26,26 +24,27 @@ def test_nothing_to_go_by() -> None:
     assert lookup.guess([], 4) == lookup.guess([1, 2], 4) == lookup.guess([1, 2, 3, 4], 4) == ()
 
 
-def test_a_wrong_guess_is_a_pause() -> None:
-    lookup = Lookup()
-    ids = [1, 2, 3, 4, 1, 2, 3]
-    assert lookup.guess(ids, 4) == (4,)
-    lookup.learn(8, 1, 0)
-    assert lookup.guess([*ids, 5, 1, 2, 3], 4) == ()
-    longer = [*ids, 5, *range(20, 20 + PAUSE_TOKENS), 1, 2, 3]
-    assert lookup.guess(longer, 4) == (5,)
+def waits(*learned: int) -> int:
+    """Tokens until the next guess, after guesses of which so many were right."""
+    lookup, ids = Lookup(), [1, 2, 3, 4] * 20
+    for right in learned:
+        lookup.learn(8, right)
+    return next(n for n in range(8, 80) if lookup.guess(ids[:n], 4)) - 8
 
 
-def test_a_loop_is_guessed_to_its_end() -> None:
-    lookup, ids = Lookup(), [7, 8, 9, 7, 8, 9, 7]
-    found = lookup.guess(ids, 8)
-    assert found == (8,)
-    lookup.learn(9, 1, 1)
-    lookup.learn(11, 2, 2)
-    assert lookup.guess([*ids, 8, 9, 7, 8], 8) == (9, 7, 8)
+def test_a_wrong_guess_is_a_pause_and_the_next_one_a_longer() -> None:
+    assert waits() == waits(3) == 0
+    assert waits(0) == PAUSE_TOKENS
+    assert waits(0, 0) == 2 * PAUSE_TOKENS
+    assert waits(0, 0, 2, 0) == PAUSE_TOKENS
 
 
-@pytest.mark.parametrize("together", [1, 3])
+def test_a_loop_goes_on_in_what_is_guessed() -> None:
+    assert Lookup().guess([7, 8, 9, 7, 8, 9, 7], 8) == (8, 9, 7, 8, 9, 7, 8, 9)
+    assert Lookup().guess([5, 5, 5, 5], 3) == (5, 5, 5)
+
+
+@pytest.mark.parametrize("together", [1, 2])
 def test_right_guesses_spare_steps_and_change_nothing(together: int) -> None:
     requests = [(prompt(i), SamplingParams(max_new_tokens=60)) for i in range(together)]
     answers, steps = [], []

@@ -35,7 +35,7 @@ class Encoder:
         """Work on the pictures `wanted`, the most urgent first, for about so long; the digests worked on."""
         begin = time.perf_counter()
         touched: frozenset[str] = frozenset()
-        n_pieces = 0
+        longest = 0.0
         if self._job is not None and self._job.digests.isdisjoint(picture.digest for picture in wanted):
             self._job = None  # nobody waits for them any more
         while True:
@@ -43,10 +43,11 @@ class Encoder:
                 return touched
             assert self._job is not None
             touched |= self._job.digests
+            last = time.perf_counter()
             self._advance(self._job)
-            spent = time.perf_counter() - begin
-            n_pieces += 1
-            if spent + spent / n_pieces > seconds:  # as if the next piece takes what they took so far
+            now = time.perf_counter()
+            longest = max(longest, now - last)
+            if now - begin + longest > seconds:  # the next piece may take as long as any
                 return touched
 
     def _begin(self, wanted: Sequence[ImageInput]) -> bool:

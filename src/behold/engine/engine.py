@@ -329,7 +329,7 @@ class Engine:
             if chunk.guesses:
                 sequence.computed = len(sequence.ids) - 1
                 assert sequence.lookup is not None
-                sequence.lookup.learn(len(sequence.ids), len(chunk.guesses), len(chosen) - 1)
+                sequence.lookup.learn(len(sequence.ids), len(chosen) - 1)
         elif sequence.beams is not None and sequence.key in output.candidates:
             parents = sequence.beams.advance(output.candidates[sequence.key])
             self._counters.token(len(parents))

@@ -10,32 +10,39 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 SPAN = 3  # tokens that must agree with an earlier place
-PAUSE_TOKENS = 8  # after a guess that was all wrong
+FEWEST = 3  # guesses worth making: a step with one costs nearly as much as a step with several
+PAUSE_TOKENS = 8  # after a guess that was all wrong; twice as long after the next such
 
 
 class Lookup:
-    """The places of every run of SPAN tokens of one sequence, and how well guesses went."""
+    """The places of every run of SPAN tokens of one sequence, and when to guess again."""
 
     def __init__(self) -> None:
         self._next: dict[tuple[int, ...], int] = {}
         self._known = SPAN  # tokens whose runs are entered
-        self._length = 1
+        self._pause = PAUSE_TOKENS
         self._resume = 0
 
     def guess(self, ids: Sequence[int], most: int) -> tuple[int, ...]:
-        """Up to `most` tokens that may come after `ids`; asking again gives the same."""
+        """FEWEST to `most` tokens that may come after `ids`, or none; asking again gives the same."""
         for stop in range(self._known, len(ids)):
             self._next[tuple(ids[stop - SPAN : stop])] = stop
         self._known = max(self._known, len(ids))
-        if len(ids) < max(SPAN, self._resume):
+        if len(ids) < max(SPAN, self._resume) or most < FEWEST:
             return ()
         start = self._next.get(tuple(ids[-SPAN:]))
-        return () if start is None else tuple(ids[start : start + min(most, self._length)])
+        if start is None:
+            return ()
+        # A place a few tokens back is a loop: it goes on with what it just guessed.
+        found = [*ids[start : start + most]]
+        while len(found) < most:
+            found.append(found[len(found) - (len(ids) - start)])
+        return tuple(found)
 
-    def learn(self, length: int, guessed: int, right: int) -> None:
-        """Of `guessed` tokens the first `right` were right; the sequence has `length` tokens now."""
-        if right == guessed:
-            self._length *= 2
-        elif right == 0:
-            self._length = 1
-            self._resume = length + PAUSE_TOKENS
+    def learn(self, length: int, right: int) -> None:
+        """Of the last guesses the first `right` were right; the sequence has `length` tokens now."""
+        if right:
+            self._pause = PAUSE_TOKENS
+        else:
+            self._resume = length + self._pause
+            self._pause *= 2

@@ -25,4 +25,4 @@ class EngineOptions:
     kv_cache_bytes: int | None = None
     prefix_cache_bytes: int = 1 << 30
     image_cache_bytes: int = 256 << 20
-    lookup_rows: int = 4
+    lookup_rows: int = 8

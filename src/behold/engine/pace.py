@@ -6,7 +6,7 @@ take about as long as the answer's own step, so that the time between two of its
 
 from __future__ import annotations
 
-SHARE = 0.8  # of a decode step's time, spent on reading; below 1 because steps vary
+SHARE = 0.6  # of a decode step's time, spent on reading; below 1 because steps vary
 FEWEST_TOKENS = 8
 _MEMORY = 0.7  # weight of the past in each running mean
 

@@ -93,8 +93,9 @@ class Scheduler:
         yielding = _yielding(prompts, answers)
         reading = self._reading(prompts, self.pace.portion(self.max_step_tokens) if yielding else self.max_step_tokens)
         looking, pictures = self._looking(prompts)
-        if reading and pictures:  # in turns, so that neither waits for ever
-            self._read_last = not self._read_last
+        if reading and pictures:
+            # The oldest goes first. Where it waits for pictures, others' tokens and its pictures take turns.
+            self._read_last = not self._read_last or reading[0].sequence is prompts[0]
             reading, pictures = (reading, ()) if self._read_last else ([], pictures)
         now = self._clock()
         if answers and pictures and not yielding and now < self._last_answers + STILL_THERE_S:
