@@ -41,7 +41,7 @@ class Engine:
         self._bytes_a_token = bytes_a_token(model.config.text, model.dtype)
         self._bytes_an_image_token = model.decoder.embed_tokens.weight.shape[1] * model.dtype.itemsize
         kv_bytes = budget_bytes(model.device) if options.kv_cache_bytes is None else options.kv_cache_bytes
-        step_tokens = options.max_step_tokens or (512 if model.device.type == "cpu" else 2048)
+        step_tokens = options.max_step_tokens or (1024 if model.device.type == "cpu" else 2048)
         self.max_waiting = options.max_waiting
         self._table = RowTable(
             max_rows=options.max_rows,

@@ -11,8 +11,8 @@ class EngineOptions:
 
     max_rows: sequences that run at once (a beam search takes num_beams of them).
     max_waiting: requests that may wait for a row; further ones are refused. None: any number.
-    max_step_tokens: prompt tokens of one step; longer prompts are read in chunks. None: 512 on a CPU, which is where
-        a larger product gains nothing there, else 2048. As many places of pictures go through the tower together.
+    max_step_tokens: prompt tokens of one step; longer prompts are read in chunks. None: 1024 on a CPU, where more
+        gains nothing, else 2048. As many places of pictures go through the tower together.
     kv_cache_bytes: memory for keys and values; None takes up to half of what is free on the device.
     prefix_cache_bytes: how much of that finished sequences may fill, for those that begin alike; 0 keeps nothing.
     image_cache_bytes: memory for image embeddings that are kept for a next time.

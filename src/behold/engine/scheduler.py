@@ -21,7 +21,7 @@ from behold.engine.sequence import Chunk, Sequence
 from behold.types import ImageInput
 
 PICTURES_S = 0.5  # seconds on pictures between two looks at the queue, when no answer has to be kept going
-STILL_THERE_S = 4.0  # an answer that yields gets a token at least so often
+STILL_THERE_S = 8.0  # an answer that yields gets a token at least so often
 
 
 class Pictures(Protocol):
