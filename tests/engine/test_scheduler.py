@@ -293,6 +293,25 @@ def test_kept_rows_make_room_and_the_least_used_go_first() -> None:
     table.check()
 
 
+def test_what_is_kept_is_kept_once_and_not_without_end() -> None:
+    table = RowTable(max_rows=2, budget_tokens=10_000, keep_tokens=10_000)
+
+    def keep(symbols: np.ndarray) -> None:
+        (row,) = table.take(1, 100)
+        table.keep(row, symbols)
+
+    keep(np.arange(50))
+    keep(np.arange(50))
+    keep(np.arange(30))
+    assert list(table.kept) == [0], "it holds them all"
+    keep(np.arange(60))
+    assert list(table.kept) == [3], "it holds what was kept before"
+    for symbol in range(20):
+        keep(np.full(9, symbol))
+    assert list(table.kept) == list(range(16, 24)), "the latest ones"
+    table.check()
+
+
 events = st.lists(
     st.one_of(
         st.tuples(

@@ -13,7 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from behold.engine.prefix import common
+
 FIRST_CAPACITY = 64
+KEPT_A_ROW = 4  # kept rows for each that may run: every prompt is compared with all of them
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,11 +91,22 @@ class RowTable:
             del self._reserved[row]
 
     def keep(self, row: int, symbols: np.ndarray) -> None:
-        """A running row is finished and stays as it is, holding keys and values of `symbols` (T,)."""
+        """A running row is finished and stays as it is, holding keys and values of `symbols` (T,).
+
+        What another kept row holds as well is not kept twice.
+        """
         places = capacity(len(symbols), self._reserved.pop(row))
-        if len(symbols) > 0 and places <= self.keep_tokens:
-            self.kept[row] = Kept(symbols, places)
-            self._shrink()
+        if len(symbols) == 0 or places > self.keep_tokens:
+            return
+        for other, held in list(self.kept.items()):
+            alike = common(symbols, held.symbols)
+            if alike == len(symbols):
+                self.kept.move_to_end(other)
+                return
+            if alike == len(held.symbols):
+                del self.kept[other]
+        self.kept[row] = Kept(symbols, places)
+        self._shrink()
 
     def touch(self, row: int) -> None:
         """A kept row was of use."""
@@ -118,7 +132,8 @@ class RowTable:
         return min(self.keep_tokens, self.budget_tokens - self.running_places)
 
     def _shrink(self) -> None:
-        while self.kept and self._kept_places > self._room_to_keep:
+        most = KEPT_A_ROW * self.max_rows
+        while self.kept and (self._kept_places > self._room_to_keep or len(self.kept) > most):
             self.kept.popitem(last=False)
 
 
