@@ -1,7 +1,8 @@
 """How much reading fits beside running answers: measured seconds, not guesses about the machine. No torch.
 
 While an answer runs that began before a request came, the request's prompt and pictures are read in portions that
-take about as long as the answer's own step, so that the time between two of its tokens at most doubles.
+are meant to take no longer than the answer's own step, so that the time between two of its tokens about doubles. A
+portion has a least size: every step that reads at all also reads all weights for it.
 """
 
 from __future__ import annotations
