@@ -58,6 +58,9 @@ class Tab:
         self.page.on("console", self._heard)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", self._sent)
+        # While somebody listens, dialogs for files are caught. Listening only when one is due would come too late at
+        # times: a browser hands a key press to the page before the request to catch what it opens.
+        self.page.on("filechooser", lambda chooser: None)
 
     def open(self) -> Tab:
         """The page, once it knows its model."""

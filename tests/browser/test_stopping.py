@@ -29,7 +29,8 @@ def answering(open_tab: OpenTab, inside: tuple[str, Service]) -> Tab:
     tab.alter(**LONG)
     tab.choose(SCENE)
     turn = tab.send(DESCRIBE)
-    turn.locator("xpath=self::*[@data-state='answering']").wait_for()
+    turn.locator(".text").get_by_text("An orange cross").wait_for()
+    assert state(turn) == "answering"
     return tab
 
 
