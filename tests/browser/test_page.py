@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
+from playwright.sync_api import Route, expect
 
 from tests.browser.conftest import OpenTab
 from tests.browser.tab import ANSWERS, PHONE, SCENE, WORD, Tab, answer, ended
@@ -63,6 +64,47 @@ def test_everything_by_keyboard(tab: Tab) -> None:
     page.get_by_role("dialog", name="What the model saw").get_by_role("heading", name="Prompt").wait_for()
     page.keyboard.press("Escape")
     assert looked.evaluate("(one) => one === document.activeElement")
+
+
+@pytest.fixture
+def coming(open_tab: OpenTab, served: str) -> tuple[Tab, Route]:
+    """A page that can be seen, and its script, which is still held back."""
+    tab = open_tab(served, ready=False)
+    held: list[Route] = []
+    tab.page.route("**/page/main.js", lambda route: held.append(route))
+    tab.page.goto(tab.url, wait_until="commit")
+    tab.question.wait_for()
+    while not held:
+        tab.page.wait_for_timeout(10)
+    return tab, held[0]
+
+
+def test_a_question_sent_while_the_page_is_coming_is_asked(coming: tuple[Tab, Route]) -> None:
+    tab, script = coming
+    tab.put("paste", WORD)
+    tab.put("drop", SCENE)
+    tab.question.fill(DESCRIBE)
+    tab.question.press("Shift+Enter")
+    tab.question.press("Enter")
+    assert tab.question.input_value() == f"{DESCRIBE}\n"
+    script.continue_()
+    turn = tab.turns.first
+    ended(turn)
+    assert turn.locator(".bubble").inner_text() == DESCRIBE and answer(turn)
+    names = [one.get_attribute("aria-label") for one in turn.locator(".thumbnails button").all()]
+    assert names == ["What the model sees of word.png", "What the model sees of scene.png"]
+    assert tab.turns.count() == 1 and tab.question.input_value() == ""
+
+
+def test_a_button_pressed_while_the_page_is_coming_does_its_work(coming: tuple[Tab, Route]) -> None:
+    tab, script = coming
+    with tab.page.expect_file_chooser() as chooser:
+        tab.page.get_by_role("button", name="Add pictures").click()
+        script.continue_()
+    chooser.value.set_files(SCENE)
+    tab.thumbnails.first.wait_for()
+    tab.page.get_by_role("button", name="Settings").click()
+    assert tab.page.get_by_role("dialog", name="Settings").is_visible()  # once, not kept again
 
 
 def test_enter_belongs_to_a_word_that_is_being_composed(tab: Tab) -> None:
@@ -189,13 +231,31 @@ def test_it_scrolls_along_unless_one_is_reading(tab: Tab) -> None:
     )
     tab.reply("line\n\n" * 60)
     tab.ask("one")
-    assert tab.page.evaluate(at_end)
+    tab.page.wait_for_function(at_end)
     latest = tab.page.get_by_role("button", name="Latest")
-    assert not latest.is_visible()
+    expect(latest).to_be_hidden()
     tab.page.locator("main").evaluate("(main) => { main.scrollTop = 0 }")
     latest.wait_for()
     latest.click()
-    assert tab.page.evaluate(at_end)
+    tab.page.wait_for_function(at_end)
+
+
+def test_it_scrolls_along_though_words_come_before_it_hears_of_its_last_move(tab: Tab) -> None:
+    tab.reply("line\n\n" * 60)
+    tab.ask("one")
+    moved = """async () => {
+      const main = document.querySelector("main");
+      const frames = () => new Promise((done) =>
+        requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done)))); // two, and then between two
+      main.scrollTop -= 20;
+      await frames();
+      main.scrollTop += 10;
+      document.querySelector(".turn .text").append("word ".repeat(500));
+      await frames();
+      return main.scrollHeight - main.scrollTop - main.clientHeight;
+    }"""
+    assert tab.page.evaluate(moved) < 1
+    assert not tab.page.get_by_role("button", name="Latest").is_visible()
 
 
 def test_events_are_read_however_they_are_cut(tab: Tab) -> None:

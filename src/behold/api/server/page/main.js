@@ -102,3 +102,4 @@ byId("new-chat").addEventListener("click", newChat);
 byId("suggestions").append(...SUGGESTIONS.map((text) =>
   el("button", { type: "button", className: "suggestion", onclick: () => composer.suggest(text) }, text)));
 greet();
+dispatchEvent(new Event("ready")); // to early.js

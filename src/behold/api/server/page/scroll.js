@@ -7,6 +7,7 @@ export class Follower {
     this.scroller = scroller;
     this.button = button;
     this.following = true;
+    this.top = 0; // where the view was
     scroller.addEventListener("scroll", () => this.#note(), { passive: true });
     button.addEventListener("click", () => this.follow());
     const watch = new ResizeObserver(() => (this.following ? this.#toEnd() : this.#note()));
@@ -21,12 +22,16 @@ export class Follower {
 
   #toEnd() {
     this.scroller.scrollTop = this.scroller.scrollHeight;
+    this.top = this.scroller.scrollTop;
     this.button.hidden = true;
   }
 
   #note() {
     const { scrollHeight, scrollTop, clientHeight } = this.scroller;
-    this.following = scrollHeight - scrollTop - clientHeight < NEAR;
+    const near = scrollHeight - scrollTop - clientHeight < NEAR;
+    // Far from the end without having gone up: words have come since the view moved, and it is about to follow them.
+    this.following = near || (this.following && scrollTop >= this.top);
+    this.top = scrollTop;
     this.button.hidden = this.following;
   }
 }
