@@ -71,7 +71,11 @@ def coming(open_tab: OpenTab, served: str) -> tuple[Tab, Route]:
     """A page that can be seen, and its script, which is still held back."""
     tab = open_tab(served, ready=False)
     held: list[Route] = []
-    tab.page.route("**/page/main.js", lambda route: held.append(route))
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    tab.page.route("**/page/main.js", hold)
     tab.page.goto(tab.url, wait_until="commit")
     tab.question.wait_for()
     while not held:
