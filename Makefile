@@ -60,7 +60,7 @@ $(BIN)/python:
 	@echo '== making the environment in $(VENV)'
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-$(RUNTIME): pyproject.toml constraints.txt | $(BIN)/python
+$(RUNTIME): pyproject.toml setup.py constraints.txt $(wildcard src/behold/kernels/csrc/*) | $(BIN)/python
 	@echo '== installing behold and what it runs on (once; the largest part is torch)'
 	@$(INSTALL) -e . | $(BRIEFLY)
 	@touch $@

@@ -7,6 +7,7 @@ there are and how large they may become.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Set
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from behold.engine.blocks import capacity
+from behold.kernels import attention_f32
 from behold.nn.attention import AttentionPlan, attend_masked, attention_mask, branch_mask
 
 if TYPE_CHECKING:
@@ -81,17 +83,34 @@ class RowView:
         self._plan = plan
         self._device = cache.device
         self._masks: dict[tuple[int, int | None], Tensor | None] = {}
+        starts = [0, *itertools.accumulate(plan.lengths)]
+        self._slices = [slice(start, start + length) for start, length in zip(starts, plan.lengths, strict=False)]
+        few = [index for index in range(len(self._rows)) if self._suits_kernel(index)]
+        self._others = [index for index in range(len(self._rows)) if index not in few]
+        self._few = (
+            attention_f32.FewTokens(
+                [(self._rows[i], plan.contexts[i], plan.lengths[i], self._slices[i].start) for i in few]
+            )
+            if few
+            else None
+        )
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None) -> Tensor:
         """See CacheView.attend. Each sequence's rows over its own keys: a padded batch is no faster on a CPU."""
-        if len(self._rows) == 1:
+        if len(self._others) == len(self._rows) == 1:
             return self._attend_row(0, layer, (q, k, v), window)
-        outputs, start = [], 0
-        for index, length in enumerate(self._plan.lengths):
-            stop = start + length
-            outputs.append(self._attend_row(index, layer, (q[start:stop], k[start:stop], v[start:stop]), window))
-            start = stop
-        return torch.cat(outputs)
+        out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        if self._few is not None:
+            self._few.attend(layer, q, k, v, out, window=window)
+        for index in self._others:
+            rows = self._slices[index]
+            out[rows] = self._attend_row(index, layer, (q[rows], k[rows], v[rows]), window)
+        return out
+
+    def _suits_kernel(self, index: int) -> bool:
+        """Whether a sequence's tokens are few and see nothing but what is before them."""
+        plain = not self._plan.spans_of(index) and not self._plan.branches_of(index)
+        return plain and attention_f32.suits(self._rows[index], self._plan.lengths[index])
 
     def _attend_row(self, index: int, layer: int, new: tuple[Tensor, Tensor, Tensor], window: int | None) -> Tensor:
         """One sequence's new rows (T, H, d) over its row of the cache. Returns (T, Hq, d)."""

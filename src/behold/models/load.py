@@ -10,6 +10,7 @@ from huggingface_hub.utils.tqdm import tqdm
 
 from behold.checkpoint.weights import StoredTensor, equal_data, load_weights, stored_dtype, stored_tensors
 from behold.errors import OptionError
+from behold.kernels import native
 from behold.models.registry import find_family
 from behold.quant.apply import quantizer
 
@@ -43,6 +44,8 @@ def load_model(
     """
     if attention not in ATTENTIONS:
         raise OptionError(f"attention={attention!r} is not known. Use one of {', '.join(ATTENTIONS)}.")
+    if device.type == "cpu":
+        native.say_what_is_missing()
     family = find_family(files.config)
     config = family.read_config(files.config)
     finished = quantizer(quantize, device)

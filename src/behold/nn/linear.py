@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from behold.kernels import onednn
+from behold.kernels import linear_f32, onednn
 
 
 class Linear(nn.Linear):
@@ -18,6 +18,8 @@ class Linear(nn.Linear):
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """(…, K) by weight (N, K) and bias (N,) to (…, N)."""
+    if linear_f32.suits(x, weight):
+        return linear_f32.linear(x, weight, bias)
     if onednn.suits(x, weight):
         return onednn.linear(x, weight, bias)
     return F.linear(x, weight, bias)

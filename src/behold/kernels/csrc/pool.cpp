@@ -1,0 +1,5 @@
+#include "pool.h"
+
+Fork bh_fork = nullptr;
+
+BH_EXPORT void bh_init(Fork fork) { bh_fork = fork; }

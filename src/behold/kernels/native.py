@@ -1,0 +1,83 @@
+"""The library of our own kernels for CPUs (csrc/), where it was compiled: loaded once, for this CPU's instructions.
+
+Every kernel has a plain torch path beside it; without the library, or with the environment variable
+BEHOLD_KERNELS=torch, that is what runs. The kernels work in the threads of torch's own OpenMP runtime: two pools on
+the same cores cost milliseconds a call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.machinery
+import os
+import warnings
+from pathlib import Path
+
+import torch
+
+from behold.device import cpu_flags
+
+_HERE = Path(__file__).parent
+_AVX2 = {"avx2", "fma", "f16c"}
+_SIGNATURES: dict[str, str] = {  # p: address, i: 64-bit integer, t: number of threads
+    "bh_linear_f32": "ppppiiit",
+    "bh_attend_f32": "pippppiiiiit",
+}
+_TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "t": ctypes.c_int}
+
+
+def libraries() -> list[Path]:
+    """The compiled libraries that this CPU can run, the fastest first; none where behold was installed without."""
+    names = ["_native_avx2", "_native"] if cpu_flags() >= _AVX2 else ["_native"]
+    files = (_HERE / (name + suffix) for name in names for suffix in importlib.machinery.EXTENSION_SUFFIXES)
+    return [path for path in files if path.exists()]
+
+
+def load(path: Path) -> ctypes.CDLL | None:
+    """The library of a file, ready for calls; None where it is for another system."""
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError:
+        return None
+    for name, letters in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = [_TYPES[letter] for letter in letters], None
+    library.bh_init(_fork())
+    return library
+
+
+def _chosen() -> ctypes.CDLL | None:
+    if os.environ.get("BEHOLD_KERNELS") == "torch":
+        return None
+    return next((library for library in map(load, libraries()) if library is not None), None)
+
+
+def _fork() -> ctypes.c_void_p | None:
+    """GOMP_parallel of the runtime that torch runs on; None: kernels then use one thread."""
+    try:
+        torch_library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        return ctypes.cast(torch_library.GOMP_parallel, ctypes.c_void_p)
+    except (OSError, AttributeError):
+        return None
+
+
+LIBRARY = _chosen()
+
+
+@functools.cache
+def say_what_is_missing() -> None:
+    """Warn, once, where behold was installed without a compiler."""
+    if LIBRARY is None and os.environ.get("BEHOLD_KERNELS") != "torch":
+        warnings.warn(
+            "behold was installed without its compiled CPU kernels: answers are the same, but slower. Install a C++ "
+            "compiler (Debian: g++, macOS: xcode-select --install) and reinstall behold-vlm.",
+            stacklevel=2,
+        )
+
+
+def ready(*tensors: torch.Tensor) -> bool:
+    """Whether kernels can work on these: float32, contiguous, on a CPU, no gradients."""
+    return not torch.is_grad_enabled() and all(
+        tensor.dtype is torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous() for tensor in tensors
+    )
