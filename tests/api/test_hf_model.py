@@ -17,6 +17,7 @@ from behold.api.hf.model import ImageTextToTextModel
 from behold.errors import ChatError, OptionError
 from behold.types import Delta
 from tests import toys
+from tests.naming import plainly
 
 NAME = "llava-siglip-qwen2"
 
@@ -136,7 +137,7 @@ def test_options_that_ask_for_what_is_done_anyway() -> None:
         ({"quantization_config": object()}, "quantization_config="),
         ({"load_in_8bit": True, "quantization_config": QuantoConfig()}, "both given"),
     ],
-    ids=str,
+    ids=plainly,
 )
 def test_refused_when_loaded(options: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
@@ -186,7 +187,7 @@ def test_it_is_not_made_directly() -> None:
         ({"generation_config": 5}, "generation_config=5"),
         ({"output_scores": True}, "output_scores=True"),
     ],
-    ids=str,
+    ids=plainly,
 )
 def test_refused_by_generate(options: dict[str, Any], message: str) -> None:
     batch = inputs()

@@ -14,6 +14,7 @@ import pytest
 import behold
 from behold.errors import ChatError, OptionError
 from tests import toys
+from tests.naming import plainly
 
 NAMES = ("llava-siglip-qwen2", "llava-clip-llama", "idefics2-split")
 
@@ -247,7 +248,7 @@ def test_the_timeout_reaches_the_downloads(monkeypatch: pytest.MonkeyPatch) -> N
         ({"text": [user(A)], "colour": 1}, "'colour' is neither"),
         ({"text": "a", "colour": 1}, "'colour'"),
     ],
-    ids=str,
+    ids=plainly,
 )
 def test_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):

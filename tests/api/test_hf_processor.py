@@ -15,6 +15,7 @@ import torch
 from behold import AutoProcessor
 from behold.errors import ChatError, MediaError, OptionError
 from tests import toys
+from tests.naming import plainly
 
 NAMES = ("llava-siglip-qwen2", "llava-clip-llama", "idefics2", "idefics2-split")
 A, B, C = toys.picture(40, 30, 0), toys.picture(23, 51, 1), toys.picture(61, 61, 2)
@@ -297,7 +298,7 @@ def test_settings_of_the_tokenizer() -> None:
         ({"text": "<image>", "images": [[A], [B]]}, ChatError, "2 lists of pictures were given for 1 texts"),
         ({"text": "<image>", "images": b"not a picture"}, MediaError, "bytes"),
     ],
-    ids=str,
+    ids=plainly,
 )
 def test_refused(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):

@@ -12,6 +12,7 @@ from PIL import Image
 from behold.chat.messages import attach_images, parse_messages
 from behold.errors import ChatError, MediaError
 from behold.types import ImagePart, ImagePlace, Message, TextPart
+from tests.naming import plainly
 
 
 def picture(shade: int = 0) -> Image.Image:
@@ -47,7 +48,7 @@ def only(raw: Any) -> Message:
         [Message("user", (TextPart("Hi"),))],
         (message for message in [{"role": "user", "content": "Hi", "name": None}]),
     ],
-    ids=str,
+    ids=plainly,
 )
 def test_text(raw: object) -> None:
     assert only(raw) == Message("user", (TextPart("Hi"),))
@@ -65,7 +66,7 @@ def test_text(raw: object) -> None:
         {"type": "input_image", "image_url": f"data:image/png;base64,{BASE64}"},
         {"image": picture()},
     ],
-    ids=str,
+    ids=plainly,
 )
 def test_pictures(part: dict[str, Any]) -> None:
     (image,) = only({"role": "user", "content": [part]}).images
