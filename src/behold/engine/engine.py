@@ -15,12 +15,13 @@ from behold.engine.admission import Admission
 from behold.engine.blocks import RowTable
 from behold.engine.kv_cache import budget_bytes, bytes_a_token
 from behold.engine.options import EngineOptions
+from behold.engine.record import Recorder
 from behold.engine.request import Request
-from behold.engine.runner import Runner, StepOutput
+from behold.engine.runner import Runner
 from behold.engine.scheduler import Scheduler, Step
-from behold.engine.sequence import Chunk, Sequence
+from behold.engine.sequence import Sequence
 from behold.engine.stats import Counters, EngineStats, Estimate
-from behold.errors import BeholdError, BusyError, OptionError
+from behold.errors import BusyError, OptionError
 from behold.models.base import VisionLanguageModel
 from behold.processing.tokenizer import Tokenizer
 from behold.types import Completion, Delta, Prompt, SamplingParams
@@ -70,6 +71,13 @@ class Engine:
         self._turn = threading.Condition()
         self._driver: int | None = None
         self._counters = Counters()
+        self._recorder = Recorder(
+            self._requests,
+            runner=self._runner,
+            pace=self._scheduler.pace,
+            counters=self._counters,
+            next_key=lambda: self._admission.next_key,
+        )
 
     # --- requests ---------------------------------------------------------------------------------------------------
 
@@ -262,7 +270,9 @@ class Engine:
             begin = time.perf_counter()
             step = self._schedule()
             output = self._runner.run(step)
-            self._record(step, output, time.perf_counter() - begin)
+            seconds = time.perf_counter() - begin
+            with self._turn:
+                self._recorder.record(step, output, seconds)
         except Exception as error:
             self._fail(error)
         finally:
@@ -283,62 +293,6 @@ class Engine:
                 clock = self._requests[sequence.key].clock
                 clock.started = clock.started or now
             return step
-
-    def _record(self, step: Step, output: StepOutput, seconds: float) -> None:
-        """Move every sequence on by what the step found. An error ends the request where it happens, no other."""
-        with self._turn:
-            self._count(step, seconds)
-            for key, spent in output.vision_s.items():
-                self._requests[key].clock.vision_s += spent
-            for chunk in step.chunks:
-                request = self._requests[chunk.sequence.key]
-                if request.done:  # cancelled while the step ran
-                    continue
-                try:
-                    self._record_one(request, chunk, output)
-                except BaseException as error:
-                    plain = isinstance(error, Exception)
-                    request.fail(error if plain else BeholdError("interrupted while its newest token was recorded"))
-                    if not plain:
-                        raise
-
-    def _count(self, step: Step, seconds: float) -> None:
-        answering = sum(chunk.sequence.answering for chunk in step.chunks)
-        read = sum(chunk.length for chunk in step.chunks if not chunk.sequence.answering)
-        self._scheduler.pace.record(seconds, decoding=answering, prompt_tokens=read, pictures=bool(step.pictures))
-        self._counters.step(prompt_tokens=read)
-
-    def _record_one(self, request: Request, chunk: Chunk, output: StepOutput) -> None:
-        sequence = chunk.sequence
-        if sequence.computed < sequence.n_prompt <= chunk.stop:
-            self._counters.prompt(cached=sequence.cached + max(0, chunk.start - sequence.computed))
-        sequence.cached += chunk.start - sequence.computed
-        if not chunk.branches:
-            sequence.computed = chunk.stop
-        self._runner.recorded(sequence)
-        sequence.began = sequence.began or (self._admission.next_key if chunk.samples else 0)
-        if sequence.key in output.sampled:
-            chosen = output.sampled[sequence.key]
-            for pick in chosen:
-                if sequence.guide is not None:
-                    sequence.guide.accept(pick.id)
-                sequence.ids.append(pick.id)
-                self._counters.token()
-                if request.add(pick.id, pick.logprob) is not None:
-                    break
-            if chunk.guesses:
-                sequence.computed = len(sequence.ids) - 1
-                assert sequence.lookup is not None
-                sequence.lookup.learn(len(sequence.ids), len(chosen) - 1)
-        elif sequence.beams is not None and sequence.key in output.candidates:
-            parents = sequence.beams.advance(output.candidates[sequence.key])
-            self._counters.token(len(parents))
-            if sequence.beams.done:
-                request.finish_beams()
-            else:
-                self._runner.follow(sequence, parents)
-        elif sequence.scoring is not None and sequence.key in output.ratings:
-            request.add_ratings(output.ratings[sequence.key])
 
     def _fail(self, error: Exception) -> None:
         """End all running requests with the error; where none runs, those that wait, lest the error come forever."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -86,13 +86,15 @@ class Scheduler:
         self.waiting.append(sequence)
 
     def schedule(self) -> Step:
-        """The next step. Moves no sequence on."""
+        """The next step. Lets waiting sequences in and remembers whose turn it was, but moves no sequence on."""
         self._admit()
         answers = self._answers()
         prompts = [sequence for sequence in self.running if not sequence.answering]
+        matches = {sequence.key: self.match(sequence) for sequence in prompts if not sequence.computed}
         yielding = _yielding(prompts, answers)
-        reading = self._reading(prompts, self.pace.portion(self.max_step_tokens) if yielding else self.max_step_tokens)
-        looking, pictures = self._looking(prompts)
+        budget = self.pace.portion(self.max_step_tokens) if yielding else self.max_step_tokens
+        reading = self._reading(prompts, matches, budget)
+        looking, pictures = self._looking(prompts, matches)
         if reading and pictures:
             # The oldest goes first. Where it waits for pictures, others' tokens and its pictures take turns.
             self._read_last = not self._read_last or reading[0].sequence is prompts[0]
@@ -173,13 +175,13 @@ class Scheduler:
             chunks.append(Chunk(sequence, sequence.computed, 1 + len(guesses), guesses=guesses))
         return chunks
 
-    def _reading(self, prompts: list[Sequence], budget: int) -> list[Chunk]:
+    def _reading(self, prompts: list[Sequence], matches: Mapping[int, Match], budget: int) -> list[Chunk]:
         """Chunks of prompts whose pictures are ready, oldest first, within the budget."""
         chunks: list[Chunk] = []
         for sequence in prompts:
             start, source = sequence.computed, None
             if start == 0:
-                match = self.match(sequence)
+                match = matches[sequence.key]
                 if match.worth_waiting:
                     continue
                 start, source = match.length, match.row
@@ -196,14 +198,16 @@ class Scheduler:
                 break
         return chunks
 
-    def _looking(self, prompts: list[Sequence]) -> tuple[tuple[Sequence, ...], tuple[ImageInput, ...]]:
+    def _looking(
+        self, prompts: list[Sequence], matches: Mapping[int, Match]
+    ) -> tuple[tuple[Sequence, ...], tuple[ImageInput, ...]]:
         """The sequences that wait for pictures, oldest first, and those pictures, each once."""
         looking: list[Sequence] = []
         pictures: dict[str, ImageInput] = {}
         for sequence in prompts:
             if not sequence.prompt.images:
                 continue
-            missing = self._missing(sequence, sequence.computed or self.match(sequence).coming)
+            missing = self._missing(sequence, sequence.computed or matches[sequence.key].coming)
             if missing:
                 looking.append(sequence)
                 pictures.update({picture.digest: picture for picture in missing})
