@@ -177,7 +177,6 @@ def test_llama3_positions() -> None:
         ({"vision_feature_layer": -26}, r"vision_feature_layer=-26 must be"),
         ({"vision_feature_layer": []}, r"vision_feature_layer=\[\]"),
         ({"vision_feature_select_strategy": "cls"}, r"select_strategy='cls'"),
-        ({"quantization_config": {"quant_method": "awq"}}, r"stored quantised \(awq\)"),
         (
             {"text_config": {"model_type": "qwen2", "use_sliding_window": True, "layer_types": ["odd"] * 32}},
             r"layer_types=",

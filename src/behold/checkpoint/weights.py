@@ -9,10 +9,10 @@ length, a JSON header, the data).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +31,34 @@ _TORCH_DTYPES = {
     "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
 }
 _UNSAFE = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _MAX_HEADER_BYTES = 100_000_000  # as in the safetensors library
 _NAMES_SHOWN = 8
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
+
+class StoredWeight(Protocol):
+    """What one parameter is filled from: a stored tensor, or several that make it together (see prequantized/)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def path(self) -> Path: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def n_bytes(self) -> int: ...
+    @property
+    def torch_dtype(self) -> torch.dtype | None: ...
+
+    def read(self) -> Tensor:
+        """The values, in memory of their own."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +123,7 @@ def stored_dtype(folder: Path) -> torch.dtype | None:
     totals: dict[torch.dtype, int] = {}
     for tensor in stored_tensors(folder).values():
         dtype = tensor.torch_dtype
-        if dtype is not None and dtype.is_floating_point:
+        if dtype is not None and _is_floating(tensor):
             totals[dtype] = totals.get(dtype, 0) + tensor.n_bytes
     return max(totals, key=lambda dtype: totals[dtype]) if totals else None
 
@@ -115,10 +137,12 @@ def load_weights(
     dtype: torch.dtype,
     progress: Progress | None = None,
     finished: Callable[[str, nn.Module], None] | None = None,
+    stored: Mapping[str, StoredWeight] | None = None,
 ) -> None:
     """Fills `module` (built on the meta device) from a folder; nothing is read before names and shapes agree.
 
     Args:
+        stored: the weights by their names in the files, where they are not simply the tensors of the folder.
         progress: called after each tensor with the bytes done and the bytes in all.
         finished: called with the name and the submodule as soon as all parameters of one submodule are in place, so
             that it can be replaced (quantised) before the next is read.
@@ -127,7 +151,7 @@ def load_weights(
         WeightsError: one report of missing, unexpected, doubled and wrongly shaped weights.
         CheckpointNotFoundError: as `stored_tensors`.
     """
-    plan = check(module, stored_tensors(folder), rules)
+    plan = check(module, stored_tensors(folder) if stored is None else stored, rules)
     mappings: dict[Path, Tensor] = {}
     total, done = sum(tensor.n_bytes for tensor in plan.values()), 0
     # by name: a list of the modules themselves would keep alive those that `finished` replaces
@@ -138,8 +162,8 @@ def load_weights(
             tensor = plan[f"{prefix}.{name}" if prefix else name]
             # what is replaced soon is not mapped: the pages would stay in memory beside the replacement
             value = _materialise(tensor, None if finished else mappings, device, dtype)
-            parameter = nn.Parameter(value, requires_grad=False)
-            setattr(owner, name, parameter)
+            setattr(owner, name, nn.Parameter(value, requires_grad=False))
+            del value  # it would stay in memory beside the next one
             done += tensor.n_bytes
             if progress:
                 progress(done, total)
@@ -147,8 +171,8 @@ def load_weights(
             finished(prefix, owner)
 
 
-def check(module: nn.Module, stored: dict[str, StoredTensor], rules: RenameRules) -> dict[str, StoredTensor]:
-    """Which stored tensor fills which parameter of `module`, by our names.
+def check(module: nn.Module, stored: Mapping[str, StoredWeight], rules: RenameRules) -> dict[str, StoredWeight]:
+    """Which stored weight fills which parameter of `module`, by our names.
 
     Raises:
         WeightsError: they do not match one to one; the message lists every kind of mismatch.
@@ -186,8 +210,13 @@ def check(module: nn.Module, stored: dict[str, StoredTensor], rules: RenameRules
     return {ours: stored[names[0]] for ours, names in found.items()}
 
 
-def equal_data(first: StoredTensor, second: StoredTensor) -> bool:
-    """Whether two stored tensors hold the same values; compared in pieces, so that little memory is needed."""
+def equal_data(first: StoredWeight, second: StoredWeight) -> bool:
+    """Whether two stored tensors hold the same values; compared in pieces, so that little memory is needed.
+
+    Weights that are made of several tensors are never called equal.
+    """
+    if not isinstance(first, StoredTensor) or not isinstance(second, StoredTensor):
+        return False
     if (first.dtype, first.shape) != (second.dtype, second.shape):
         return False
     piece = 1 << 24
@@ -276,9 +305,10 @@ def _read_header(path: Path) -> Iterator[StoredTensor]:
 
 
 def _materialise(
-    tensor: StoredTensor, mappings: dict[Path, Tensor] | None, device: torch.device, dtype: torch.dtype
+    tensor: StoredWeight, mappings: dict[Path, Tensor] | None, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    if mappings is not None and device.type == "cpu" and tensor.torch_dtype == dtype and tensor.n_bytes:
+    fits = device.type == "cpu" and tensor.torch_dtype == dtype and tensor.n_bytes
+    if mappings is not None and fits and isinstance(tensor, StoredTensor):
         if tensor.path not in mappings:
             size = tensor.path.stat().st_size
             mappings[tensor.path] = torch.from_file(str(tensor.path), shared=False, size=size, dtype=torch.uint8)
@@ -288,8 +318,10 @@ def _materialise(
     return tensor.read().to(device=device, dtype=dtype)
 
 
-def _is_floating(tensor: StoredTensor) -> bool:
-    return tensor.torch_dtype is not None and tensor.torch_dtype.is_floating_point
+def _is_floating(tensor: StoredWeight) -> bool:
+    """Whether the values mean themselves: float8 is nothing without its scales."""
+    dtype = tensor.torch_dtype
+    return dtype is not None and dtype.is_floating_point and dtype.itemsize > 1
 
 
 def _listed(what: str, items: list[str]) -> str:

@@ -279,21 +279,6 @@ def _side(key: str, value: Any) -> int:  # noqa: ANN401 - whatever a JSON file h
 # --- shared ------------------------------------------------------------------------------------------------------
 
 
-def check_top_level(config: Json) -> None:
-    """Refuses what would change the weights' meaning without a trace in their names.
-
-    Raises:
-        UnsupportedModelError: the checkpoint is stored quantised.
-    """
-    stored = config.get("quantization_config")
-    if stored:
-        method = stored.get("quant_method", "an unknown method") if isinstance(stored, dict) else stored
-        raise UnsupportedModelError(
-            f"The checkpoint is stored quantised ({method}), which is not supported. Load the original checkpoint and "
-            'quantise while loading: quantize="int8".'
-        )
-
-
 def _filled(given: Json, defaults: Mapping[str, Any]) -> dict[str, Any]:
     values = {}
     for key, default in defaults.items():

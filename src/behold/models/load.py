@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from huggingface_hub.utils.tqdm import tqdm
 
-from behold.checkpoint.weights import StoredTensor, equal_data, load_weights, stored_dtype, stored_tensors
+from behold.checkpoint.prequantized.formats import read_prequantized
+from behold.checkpoint.prequantized.layout import without_zero_biases
+from behold.checkpoint.weights import StoredWeight, equal_data, load_weights, stored_dtype, stored_tensors
 from behold.errors import OptionError
 from behold.kernels import native
 from behold.models.registry import find_family
@@ -34,7 +37,9 @@ def load_model(
 ) -> VisionLanguageModel:
     """The model of a folder, in eval mode and without gradients.
 
-    quantize: None or a name from quant.schemes; weights are quantised one by one while they are read.
+    A checkpoint that arrives quantized by another program is decoded one weight at a time.
+    quantize: None (such a checkpoint then runs in `dtype`, at that size) or a name from quant.schemes; weights are
+    quantised one by one while they are read.
     attention: every name stands for torch's fused attention, which is what there is so far.
 
     Raises:
@@ -49,9 +54,11 @@ def load_model(
     family = find_family(files.config)
     config = family.read_config(files.config)
     finished = quantizer(quantize, device)
-    config, rules = _settle_head(config, family.rename, stored_tensors(files.folder))
+    stored = _stored_weights(files)
+    config, rules = _settle_head(config, family.rename, stored)
     with torch.device("meta"):
         model = family.build(config)
+    stored = without_zero_biases(stored, {name for name, _ in model.named_parameters()}, rules)
     bar = _Bar() if progress else None
     try:
         load_weights(
@@ -62,6 +69,7 @@ def load_model(
             dtype=dtype,
             progress=bar,
             finished=finished(model) if finished else None,
+            stored=stored,
         )
     finally:
         if bar:
@@ -76,8 +84,14 @@ def checkpoint_dtype(files: CheckpointFiles) -> torch.dtype | None:
     return dtype if isinstance(dtype, torch.dtype) else stored_dtype(files.folder)
 
 
+def _stored_weights(files: CheckpointFiles) -> Mapping[str, StoredWeight]:
+    """What the folder's files hold, by the names there; a weight stored in parts is one entry."""
+    arrived, tensors = read_prequantized(files.config), stored_tensors(files.folder)
+    return arrived.gather(tensors) if arrived else tensors
+
+
 def _settle_head(
-    config: ModelConfig, rules: RenameRules, stored: dict[str, StoredTensor]
+    config: ModelConfig, rules: RenameRules, stored: Mapping[str, StoredWeight]
 ) -> tuple[ModelConfig, RenameRules]:
     """A tied head that is stored nevertheless is dropped where it equals the embeddings, and kept where it does not."""
     if not config.text.tied:

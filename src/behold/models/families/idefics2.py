@@ -19,7 +19,7 @@ from torch import Tensor
 from behold.checkpoint.rename import RenameRules
 from behold.errors import UnsupportedModelError
 from behold.models.base import Family, VisionLanguageModel
-from behold.models.config import ModelConfig, check_top_level, read_text_config, read_vision_config
+from behold.models.config import ModelConfig, read_text_config, read_vision_config
 from behold.models.connectors import ResamplerConfig, ResamplingConnector
 from behold.models.decoder import Decoder
 from behold.models.towers.vit import VisionTransformer, bucketed_positions
@@ -58,7 +58,6 @@ def read_config(config: Mapping[str, Any]) -> Idefics2Config:
     Raises:
         UnsupportedModelError: a decoder or option that is not supported.
     """
-    check_top_level(config)
     described = config.get("text_config")
     text = read_text_config(
         {"max_position_embeddings": 32768, "rms_norm_eps": 1e-5} if described is None else described,

@@ -18,7 +18,7 @@ from torch import Tensor
 from behold.checkpoint.rename import RenameRules
 from behold.errors import UnsupportedModelError
 from behold.models.base import Family, VisionLanguageModel
-from behold.models.config import ModelConfig, check_top_level, read_text_config, read_vision_config
+from behold.models.config import ModelConfig, read_text_config, read_vision_config
 from behold.models.connectors import MLPProjector
 from behold.models.decoder import Decoder
 from behold.models.towers.vit import VisionTransformer
@@ -50,7 +50,6 @@ def read_config(config: Mapping[str, Any]) -> LlavaConfig:
     Raises:
         UnsupportedModelError: a tower, decoder or option that is not supported.
     """
-    check_top_level(config)
     text, vision = config.get("text_config") or {}, config.get("vision_config")
     if vision is None:  # transformers' default tower when none is described
         vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
