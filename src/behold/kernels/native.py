@@ -22,6 +22,8 @@ _HERE = Path(__file__).parent
 _AVX2 = {"avx2", "fma", "f16c"}
 _SIGNATURES: dict[str, str] = {  # p: address, i: 64-bit integer, t: number of threads
     "bh_linear_f32": "ppppiiit",
+    "bh_linear_q8": "ppppppiiit",
+    "bh_linear_q4": "pppppppiiit",
     "bh_attend_f32": "pippppiiiiit",
 }
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "t": ctypes.c_int}

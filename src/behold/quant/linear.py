@@ -1,136 +1,248 @@
-"""A linear layer with 8-bit weights: one float32 scale for each output row, inputs exact to 13 bits.
+"""Linear layers and embedding tables with rounded weights; behold.quant.rounding says how numbers are rounded.
 
-On x86 CPUs the product runs in int8 (FBGEMM through torch). Its own quantisation of the input takes one range for all
-rows, so that one large row drowns the others, and 8-bit inputs would add an error as large as that of the weights.
-Instead every row is divided by its largest value and split into a coarse and a fine part of 7 bits each, which go
-through one product as two rows: batched = alone, and nothing overflows the 16-bit sums of CPUs without VNNI
-(2 · 127 · 127 < 2¹⁵). Elsewhere the weights are widened for the product. Both ways save the memory; neither is tuned.
+All that a layer is made of lies in buffers in the order in which the kernels read it, for one row and for many alike:
+a layer that was written to a file is used where the file is mapped. Where there are no compiled kernels, torch computes
+the same from the same buffers. On other devices than CPUs the weights are widened for the product.
 """
 
 from __future__ import annotations
 
-import functools
-import platform
-import warnings
-from collections.abc import Callable
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_LIMIT = 127  # the largest weight
-_COARSE = 63  # the largest coarse part; torch maps floats in [-64, 63] one to one to its 7-bit inputs
-_FINE = 126  # fine parts in one coarse step: a rest of at most a half is at most 63 of them
-_TINY = 1e-30  # a row of zeros is divided by this
+from behold.kernels import linear_q
+from behold.quant import integers
+from behold.quant.rounding import (
+    GROUP,
+    PANEL,
+    pack,
+    pack_codes,
+    round_groups,
+    round_rows,
+    unpack,
+    unpack_codes,
+)
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+AT_ONCE = 1 << 22  # weights that are rounded at a time: what is needed beside the result stays small
 
 
-class Int8Linear(nn.Module):
-    """A replacement for nn.Linear: y = x · (q · scale)ᵀ + bias. Not differentiable.
+class QuantizedLinear(nn.Module, ABC):
+    """A replacement for nn.Linear, not differentiable. Its buffers are its state; `bias` may be None.
 
-    weight: (out, in) int8, or empty while `packed` holds the same numbers in the product's own order.
+    weight: the rounded weights, packed. scale: (out,) float32. sums: (out,) int32, of each output's integer weights.
     """
 
+    scheme: ClassVar[str]
+    NAMES: ClassVar[tuple[str, ...]]  # of the buffers, beside the bias
     weight: Tensor
     scale: Tensor
+    sums: Tensor
     bias: Tensor | None
 
-    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
-        """weight: (out, in) int8; scale: (out,) float32; bias: (out,) in the model's type."""
+    def __init__(self, state: Mapping[str, Tensor], *, in_features: int, out_features: int) -> None:
+        """state: as `state` gives it; tensors are taken as they are, and may be read-only."""
         super().__init__()
-        self.out_features, self.in_features = weight.shape
-        self.register_buffer("weight", weight)
-        self.register_buffer("scale", scale)
-        self.register_buffer("bias", bias)
-        self.packed: Any = None
-        self._pack()
+        self.in_features, self.out_features = in_features, out_features
+        for name in self.NAMES:
+            self.register_buffer(name, state[name])
+        self.register_buffer("bias", state.get("bias"))
+        self._torch = integers.Product()
 
     @classmethod
-    def of(cls, linear: nn.Linear) -> Int8Linear:
-        """The same layer, rounded."""
-        weight, scale = quantize_rows(linear.weight.detach())
-        # a copy: the loader's tensor may be a view of something larger
-        return cls(weight, scale, None if linear.bias is None else linear.bias.detach().clone())
+    def of(cls, linear: nn.Linear) -> Self:
+        """The same layer, rounded; nothing of `linear` is kept."""
+        state = cls._rounded(linear.weight.detach())
+        if linear.bias is not None:
+            state["bias"] = linear.bias.detach().to(torch.float32, copy=True)
+        return cls(state, in_features=linear.in_features, out_features=linear.out_features)
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor], *, in_features: int, out_features: int) -> Self:
+        """The layer that `state` came from. Tensors are not copied: they may be mapped from a file, read-only."""
+        return cls(state, in_features=in_features, out_features=out_features)
+
+    @classmethod
+    @abstractmethod
+    def _rounded(cls, weight: Tensor) -> dict[str, Tensor]:
+        """The state, without bias, of (out, in) weights."""
+
+    def state(self) -> dict[str, Tensor]:
+        """All that it is made of, by name; not copies."""
+        return {name: buffer for name, buffer in self.named_buffers() if buffer is not None}
+
+    @property
+    def n_bytes(self) -> int:
+        """What its state takes."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.state().values())
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) to (…, out), in the type of x."""
-        if self.packed is None:
-            return F.linear(x, self.weight * self.scale.to(x.dtype)[:, None], self.bias)
-        y = self._product(x.reshape(-1, self.in_features).float())
-        if self.bias is not None:
-            y = y + self.bias
-        return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
+        if x.device.type != "cpu" or not x.numel():
+            return F.linear(x, self.dequantized().to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        rows = x.detach().reshape(-1, self.in_features).float().contiguous()
+        return self._product(rows).to(x.dtype).view(*x.shape[:-1], self.out_features)
 
+    @abstractmethod
     def _product(self, x: Tensor) -> Tensor:
-        """(M, in) float32 to (M, out) float32 with the packed weight."""
-        rows = x.shape[0]
-        step = torch.linalg.vector_norm(x, ord=float("inf"), dim=-1, keepdim=True).clamp_min_(_TINY) / _COARSE
-        parts = x.new_zeros(2 * rows + 1, self.in_features)
-        steps = x / step
-        coarse = torch.round(steps, out=parts[:rows])
-        torch.sub(steps, coarse, out=parts[rows:-1]).mul_(_FINE)
-        # the last row only fixes the range that torch finds, so that its scale is 1 and rounding leaves integers alone
-        parts[-1, 0], parts[-1, 1] = -_COARSE - 1, _COARSE
-        sums = torch.ops.quantized.linear_dynamic(parts, self.packed, True)
-        out: Tensor = torch.add(sums[:rows], sums[rows:-1], alpha=1 / _FINE).mul_(step)
-        return out
+        """(M, in) to (M, out), contiguous float32 on a CPU."""
 
+    @abstractmethod
     def dequantized(self) -> Tensor:
         """(out, in) float32 weights as this layer uses them."""
-        return self._plain_weight().float() * self.scale[:, None]
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
-    def _pack(self) -> None:
-        """Moves the weight into the packed form where this device has one."""
-        if self.weight.device.type == "cpu" and can_pack() and self.in_features > 1:
-            self.packed = _packed(self.weight, self.scale)
-            self.weight = self.weight.new_empty(0)
-
-    def _plain_weight(self) -> Tensor:
-        if self.packed is None:
-            return self.weight
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            weight: Tensor = torch.ops.quantized.linear_unpack(self.packed)[0].int_repr()
-        return weight
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Int8Linear:
-        """Follows the model to another device or type; weights stay int8 and scales float32."""
-        scale, device = self.scale, fn(torch.empty(0, device=self.scale.device)).device
-        if device != scale.device:
-            self.weight, self.packed = self._plain_weight(), None
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call, unused-ignore]
-        self.scale = scale.to(device) if device.type != "meta" else self.scale
-        if self.packed is None:
-            self._pack()
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Follows the model to another device; nothing changes its type."""
+        for name, buffer in self.state().items():
+            device = fn(torch.empty(0, device=buffer.device)).device
+            if device != buffer.device:
+                setattr(self, name, buffer.to(device))
+        self._torch = integers.Product()
         return self
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:  # noqa: ANN401 - torch's
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "weight"] = self._plain_weight()
+
+class Int8Linear(QuantizedLinear):
+    """y = x · (q · scale)ᵀ + bias with integers q of 8 bits. weight: (⌈out / 32⌉, ⌈in / 4⌉, 32, 4) int8."""
+
+    scheme = "int8"
+    NAMES = ("weight", "scale", "sums")
+
+    @classmethod
+    def _rounded(cls, weight: Tensor) -> dict[str, Tensor]:
+        return int8_state(weight)
+
+    def _product(self, x: Tensor) -> Tensor:
+        if linear_q.suits(x, linear_q.MAX_INPUTS_8):
+            return linear_q.linear_8(x, self.weight, self.scale, self.sums, self.bias)
+        return self._torch(x, self._integers, self.scale, self.sums, self.bias)
+
+    def dequantized(self) -> Tensor:
+        return self._integers().float().mul_(self.scale[:, None])
+
+    def _integers(self) -> Tensor:
+        return unpack(self.weight, self.out_features, self.in_features)
 
 
-def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """(out, in) to int8 values in [-127, 127] and (out,) float32 scales; the largest of each row becomes 127."""
-    wide = weight.float()
-    scale = (torch.linalg.vector_norm(wide, ord=float("inf"), dim=1) / _LIMIT).clamp_min(_TINY)
-    return (wide / scale[:, None]).round_().clamp_(-_LIMIT, _LIMIT).to(torch.int8), scale
+class Int4Linear(QuantizedLinear):
+    """y = x · ((code - 8) · multiplier · scale)ᵀ + bias.
+
+    weight: (⌈out / 32⌉, ⌈in / 32⌉, 4, 32, 4) bytes of two codes. multipliers: (⌈out / 32⌉, ⌈in / 32⌉, 32) int8.
+    """
+
+    scheme = "int4"
+    NAMES = ("weight", "multipliers", "scale", "sums")
+    multipliers: Tensor
+
+    @classmethod
+    def _rounded(cls, weight: Tensor) -> dict[str, Tensor]:
+        n, k = weight.shape
+        panels, groups, device = -(-n // PANEL), -(-k // GROUP), weight.device
+        state = {
+            "weight": torch.empty(panels, groups, 4, PANEL, 4, dtype=torch.uint8, device=device),
+            "multipliers": torch.zeros(panels, groups, PANEL, dtype=torch.int8, device=device),
+            "scale": torch.empty(n, device=device),
+            "sums": torch.empty(n, dtype=torch.int32, device=device),
+        }
+        for rows, panel in _portions(n, k):
+            codes, multipliers, state["scale"][rows] = round_groups(weight[rows])
+            state["weight"][panel] = pack_codes(codes)
+            wide = F.pad(multipliers, (0, 0, 0, -len(multipliers) % PANEL))
+            state["multipliers"][panel] = wide.view(-1, PANEL, groups).transpose(1, 2)
+            sums = (codes.view(-1, groups, GROUP).sum(2) - 8 * GROUP) * multipliers
+            state["sums"][rows] = sums.sum(1, dtype=torch.int32)
+        return state
+
+    def _product(self, x: Tensor) -> Tensor:
+        if linear_q.suits(x, linear_q.MAX_INPUTS_4):
+            return linear_q.linear_4(x, self.weight, self.multipliers, self.scale, self.sums, self.bias)
+        return F.linear(integers.rounded_inputs(x), self.dequantized(), self.bias)
+
+    def dequantized(self) -> Tensor:
+        codes = unpack_codes(self.weight, self.out_features).float().sub_(8)
+        factors = self.multipliers.transpose(1, 2).reshape(-1, self.multipliers.shape[1])[: self.out_features]
+        groups = codes.view(*factors.shape, GROUP).mul_((factors * self.scale[:, None])[..., None])
+        return groups.view(self.out_features, -1)[:, : self.in_features]
 
 
-@functools.cache
-def can_pack() -> bool:
-    """Whether torch brings the int8 product for this CPU."""
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    engine = torch.backends.quantized.engine in ("x86", "fbgemm", "onednn")
-    return x86 and engine and hasattr(torch.ops.quantized, "linear_dynamic")
+class QuantizedEmbedding(nn.Module):
+    """A table of rows with 8 bits a number and a scale for each row, packed as an int8 layer, which it can serve as."""
+
+    def __init__(self, layer: Int8Linear) -> None:
+        """layer: (width) to (rows), without bias."""
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = layer.out_features, layer.in_features
+        self.dtype = torch.float32  # of what it gives
+        self.layer = layer
+
+    @classmethod
+    def of(cls, table: nn.Embedding) -> Self:
+        """The same table, rounded; nothing of `table` is kept."""
+        rows, width = table.weight.shape
+        return cls(Int8Linear(int8_state(table.weight.detach()), in_features=width, out_features=rows))
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor], *, num_embeddings: int, embedding_dim: int) -> Self:
+        """The table that `state` came from. Tensors are not copied."""
+        return cls(Int8Linear.from_state(state, in_features=embedding_dim, out_features=num_embeddings))
+
+    def state(self) -> dict[str, Tensor]:
+        """All that it is made of, by name; not copies."""
+        return self.layer.state()
+
+    @property
+    def n_bytes(self) -> int:
+        """What its state takes."""
+        return self.layer.n_bytes
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(…,) to (…, width) in the model's type."""
+        weight, scale = self.layer.weight, self.layer.scale
+        rows = weight[ids // PANEL, :, ids % PANEL].flatten(-2)[..., : self.embedding_dim]
+        return (rows.float() * scale[ids][..., None]).to(self.dtype)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(…, width) by the table, as a tied head: (…, rows)."""
+        out: Tensor = self.layer(hidden)
+        return out
+
+    def dequantized(self) -> Tensor:
+        """(rows, width) float32 as this table uses them."""
+        return self.layer.dequantized()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call, unused-ignore]
+        return self
 
 
-def _packed(weight: Tensor, scale: Tensor) -> Any:  # noqa: ANN401 - an object of torch's own
-    with warnings.catch_warnings():
-        # torch announces a successor of its quantised tensors; can_pack looks for the operators, not for a version
-        warnings.simplefilter("ignore", UserWarning)
-        zero_points = torch.zeros(len(scale), dtype=torch.long)
-        tensor = torch._make_per_channel_quantized_tensor(weight, scale.double(), zero_points, 0)
-        return torch.ops.quantized.linear_prepack(tensor, None)
+def int8_state(weight: Tensor) -> dict[str, Tensor]:
+    """What an int8 layer with these (out, in) weights is made of, beside the bias."""
+    n, k = weight.shape
+    device = weight.device
+    state = {
+        "weight": torch.empty(-(-n // PANEL), -(-k // 4), PANEL, 4, dtype=torch.int8, device=device),
+        "scale": torch.empty(n, device=device),
+        "sums": torch.empty(n, dtype=torch.int32, device=device),
+    }
+    for rows, panels in _portions(n, k):
+        rounded, state["scale"][rows] = round_rows(weight[rows])
+        state["weight"][panels] = pack(rounded)
+        state["sums"][rows] = rounded.sum(1, dtype=torch.int32)
+    return state
+
+
+def _portions(n: int, k: int) -> Iterator[tuple[slice, slice]]:
+    """(n, k) weights in portions of rows, and of panels."""
+    panels = max(1, AT_ONCE // (PANEL * k))
+    for first in range(0, -(-n // PANEL), panels):
+        yield slice(first * PANEL, (first + panels) * PANEL), slice(first, first + panels)

@@ -1,0 +1,257 @@
+// x · ((code - 8) · multiplier · scale)ᵀ + bias with codes of 4 bits: [panel of 32 columns][32 places of K][four places]
+// [column][place], where a byte holds a place of the first 16 below and of the last 16 above; and a signed 8-bit
+// multiplier for each column of each 32 places.
+//
+// The products of 32 places fit 16 bits, and the instruction that widens such sums multiplies them as well: a group's
+// multiplier costs nothing. For one row, codes are used as they are read; for more, a part of a panel is spread to bytes
+// first. All sums are exact, so both give the same.
+
+#include <cstring>
+#include <vector>
+
+#include "pool.h"
+#include "rows.h"
+#include "vec.h"
+
+namespace {
+
+constexpr int64_t GROUP = 32;                // places with a multiplier
+constexpr int64_t GROUP_BYTES = PANEL * 16;  // of codes
+constexpr int64_t SPREAD = 8;                // groups that are spread at a time
+constexpr int64_t MANY = 16;                 // rows from which on they are cut into portions
+constexpr int64_t MOST = 192;                // rows of a portion
+
+#if defined(__AVX2__)
+
+inline __m256i load(const void *p) { return _mm256_loadu_si256(static_cast<const __m256i *>(p)); }
+inline void store(void *p, __m256i v) { _mm256_storeu_si256(static_cast<__m256i *>(p), v); }
+
+// Four places of a row, for every column.
+inline __m256i spread(const uint8_t *four) {
+    int32_t bits;
+    std::memcpy(&bits, four, 4);
+    return _mm256_set1_epi32(bits);
+}
+
+// Eight multipliers, each twice in 16 bits.
+inline __m256i twice(const int8_t *multipliers) {
+    const __m256i wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(multipliers)));
+    return _mm256_blend_epi16(wide, _mm256_slli_epi32(wide, 16), 0xaa);
+}
+
+// -8 times the sums of a row's 32 integers, as the products of codes and integers are summed: two times 16 bits.
+int32_t offset(const uint8_t *integers) {
+    const __m256i pairs = _mm256_maddubs_epi16(load(integers), _mm256_set1_epi8(1));
+    __m128i sums = _mm_add_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+    sums = _mm_add_epi16(sums, _mm_shuffle_epi32(sums, 0x4e));
+    sums = _mm_add_epi16(sums, _mm_shuffle_epi32(sums, 0xb1));
+    return _mm_cvtsi128_si32(_mm_sub_epi16(_mm_setzero_si128(), _mm_slli_epi16(sums, 3)));
+}
+
+__attribute__((always_inline)) inline void group_of_one(__m256i *sums, const uint8_t *a, int32_t start,
+                                                        const uint8_t *w, const int8_t *multipliers) {
+    const __m256i low = _mm256_set1_epi8(15);
+    __m256i part[4];
+    for (int v = 0; v < 4; v++) part[v] = _mm256_set1_epi32(start);
+    for (int j = 0; j < 4; j++) {
+        const __m256i first = spread(a + 4 * j), last = spread(a + 16 + 4 * j);
+        for (int v = 0; v < 4; v++) {
+            const __m256i codes = load(w + 128 * j + 32 * v);
+            const __m256i above = _mm256_and_si256(_mm256_srli_epi16(codes, 4), low);
+            part[v] = _mm256_add_epi16(part[v], _mm256_maddubs_epi16(_mm256_and_si256(codes, low), first));
+            part[v] = _mm256_add_epi16(part[v], _mm256_maddubs_epi16(above, last));
+        }
+        asm volatile("" : "+x"(part[0]), "+x"(part[1]), "+x"(part[2]), "+x"(part[3]));
+    }
+    for (int v = 0; v < 4; v++)
+        sums[v] = _mm256_add_epi32(sums[v], _mm256_madd_epi16(part[v], twice(multipliers + 8 * v)));
+}
+
+// One row by a panel, read from four places at a time.
+void product_of_one(const uint8_t *a, const int32_t *offsets, const uint8_t *w, const int8_t *multipliers,
+                    int64_t groups, int32_t *out) {
+    constexpr int STREAMS = 4;
+    __m256i sums[4] = {};
+    const auto group = [&](int64_t g) __attribute__((always_inline)) {
+        group_of_one(sums, a + g * GROUP, offsets[g], w + g * GROUP_BYTES, multipliers + g * PANEL);
+    };
+    const int64_t part = groups / STREAMS;
+    for (int64_t i = 0; i < part; i++)
+        for (int s = 0; s < STREAMS; s++) group(s * part + i);
+    for (int64_t g = part * STREAMS; g < groups; g++) group(g);
+    for (int v = 0; v < 4; v++) store(out + 8 * v, sums[v]);
+}
+
+// Some groups of a panel as the products of many rows want them.
+struct Spread {
+    alignas(32) int8_t codes[SPREAD * GROUP * PANEL];
+    alignas(32) int32_t multipliers[SPREAD * PANEL]; // twice 16 bits
+
+    void fill(const uint8_t *w, const int8_t *from, int64_t groups) {
+        const __m256i low = _mm256_set1_epi8(15), middle = _mm256_set1_epi8(8);
+        for (int64_t g = 0; g < groups; g++) {
+            int8_t *out = codes + g * GROUP * PANEL;
+            for (int64_t i = 0; i < GROUP_BYTES; i += 32) {
+                const __m256i both = load(w + g * GROUP_BYTES + i);
+                store(out + i, _mm256_sub_epi8(_mm256_and_si256(both, low), middle));
+                const __m256i above = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
+                store(out + GROUP_BYTES + i, _mm256_sub_epi8(above, middle));
+            }
+            for (int v = 0; v < 4; v++) store(multipliers + g * PANEL + 8 * v, twice(from + g * PANEL + 8 * v));
+        }
+    }
+};
+
+// Adds the product of MR rows, from `place` on, with the spread groups.
+template <int MR>
+void product(const Row *rows, int64_t place, const Spread &panel, int64_t groups, int32_t (*sums)[PANEL]) {
+    for (int64_t g = 0; g < groups; g++) {
+        __m256i part[MR][4];
+        for (int m = 0; m < MR; m++)
+            for (int v = 0; v < 4; v++) part[m][v] = _mm256_setzero_si256();
+        const int8_t *w = panel.codes + g * GROUP * PANEL;
+        for (int j = 0; j < 8; j++)
+            for (int m = 0; m < MR; m++) {
+                const __m256i a = spread(rows[m].integers + place + g * GROUP + 4 * j);
+                for (int v = 0; v < 4; v++)
+                    part[m][v] = _mm256_add_epi16(part[m][v], _mm256_maddubs_epi16(a, load(w + 128 * j + 32 * v)));
+                asm volatile("" : "+x"(part[m][0]), "+x"(part[m][1]), "+x"(part[m][2]), "+x"(part[m][3]));
+            }
+        for (int v = 0; v < 4; v++) {
+            const __m256i multipliers = load(panel.multipliers + g * PANEL + 8 * v);
+            for (int m = 0; m < MR; m++)
+                store(sums[m] + 8 * v,
+                      _mm256_add_epi32(load(sums[m] + 8 * v), _mm256_madd_epi16(part[m][v], multipliers)));
+        }
+    }
+}
+
+void add_outliers(const Row &row, const uint8_t *w, const int8_t *multipliers, int32_t *out) {
+    const __m256i low = _mm256_set1_epi32(15), middle = _mm256_set1_epi32(8), half = _mm256_set1_epi32(0xffff);
+    for (int32_t i = 0; i < row.n_outliers; i++) {
+        const Outlier outlier = row.outliers[i];
+        const int64_t g = outlier.place / GROUP, at = outlier.place % GROUP;
+        const uint8_t *quad = w + g * GROUP_BYTES + at % 16 / 4 * 128;
+        const __m128i down = _mm_cvtsi32_si128(static_cast<int>(at % 4 * 8 + at / 16 * 4));
+        const __m256i excess = _mm256_set1_epi32(outlier.excess & 0xffff);
+        for (int v = 0; v < 4; v++) {
+            const __m256i code = _mm256_and_si256(_mm256_srl_epi32(load(quad + 32 * v), down), low);
+            const __m256i one = _mm256_and_si256(_mm256_sub_epi32(code, middle), half);
+            const __m256i weight = _mm256_madd_epi16(one, twice(multipliers + g * PANEL + 8 * v));
+            store(out + 8 * v, _mm256_add_epi32(load(out + 8 * v), _mm256_madd_epi16(weight, excess)));
+        }
+    }
+}
+
+#else
+
+int32_t offset(const uint8_t *) { return 0; }
+
+inline int32_t weight(const uint8_t *w, const int8_t *multipliers, int64_t place, int column) {
+    const int64_t g = place / GROUP, at = place % GROUP;
+    const uint8_t both = w[g * GROUP_BYTES + at % 16 / 4 * 128 + column * 4 + at % 4];
+    return ((at < 16 ? both & 15 : both >> 4) - 8) * multipliers[g * PANEL + column];
+}
+
+void product_of_one(const uint8_t *a, const int32_t *, const uint8_t *w, const int8_t *multipliers, int64_t groups,
+                    int32_t *out) {
+    std::memset(out, 0, PANEL * sizeof *out);
+    for (int64_t k = 0; k < groups * GROUP; k++)
+        for (int c = 0; c < PANEL; c++) out[c] += a[k] * weight(w, multipliers, k, c);
+}
+
+struct Spread {
+    int16_t weights[SPREAD * GROUP * PANEL];
+
+    void fill(const uint8_t *w, const int8_t *multipliers, int64_t groups) {
+        for (int64_t k = 0; k < groups * GROUP; k++)
+            for (int c = 0; c < PANEL; c++)
+                weights[k * PANEL + c] = static_cast<int16_t>(weight(w, multipliers, k, c));
+    }
+};
+
+template <int MR>
+void product(const Row *rows, int64_t place, const Spread &panel, int64_t groups, int32_t (*sums)[PANEL]) {
+    for (int m = 0; m < MR; m++)
+        for (int64_t k = 0; k < groups * GROUP; k++)
+            for (int c = 0; c < PANEL; c++) sums[m][c] += rows[m].integers[place + k] * panel.weights[k * PANEL + c];
+}
+
+void add_outliers(const Row &row, const uint8_t *w, const int8_t *multipliers, int32_t *out) {
+    for (int32_t i = 0; i < row.n_outliers; i++)
+        for (int c = 0; c < PANEL; c++)
+            out[c] += row.outliers[i].excess * weight(w, multipliers, row.outliers[i].place, c);
+}
+
+#endif
+
+struct Product {
+    Columns columns;
+    const uint8_t *w;
+    const int8_t *multipliers;
+    int64_t groups;
+
+    void one(const int32_t *offsets, int64_t panel) const {
+        alignas(32) int32_t sums[PANEL];
+        const uint8_t *codes = w + panel * groups * GROUP_BYTES;
+        const int8_t *factors = multipliers + panel * groups * PANEL;
+        product_of_one(columns.rows[0].integers, offsets, codes, factors, groups, sums);
+        add_outliers(columns.rows[0], codes, factors, sums);
+        columns.finish(0, panel, sums);
+    }
+
+    // Rows [begin, end), at most MOST, of a panel.
+    void several(int64_t begin, int64_t end, int64_t panel) const {
+        alignas(32) int32_t sums[MOST][PANEL];
+        Spread spread;
+        std::memset(sums, 0, (end - begin) * sizeof *sums);
+        const uint8_t *codes = w + panel * groups * GROUP_BYTES;
+        const int8_t *factors = multipliers + panel * groups * PANEL;
+        for (int64_t g = 0; g < groups; g += SPREAD) {
+            const int64_t some = groups - g < SPREAD ? groups - g : SPREAD;
+            spread.fill(codes + g * GROUP_BYTES, factors + g * PANEL, some);
+            const Row *rows = columns.rows + begin;
+            int64_t m = 0;
+            const int64_t count = end - begin;
+            for (; count - m >= 3 && count - m != 4; m += 3) product<3>(rows + m, g * GROUP, spread, some, sums + m);
+            for (; count - m >= 2; m += 2) product<2>(rows + m, g * GROUP, spread, some, sums + m);
+            for (; m < count; m++) product<1>(rows + m, g * GROUP, spread, some, sums + m);
+        }
+        for (int64_t m = begin; m < end; m++) {
+            add_outliers(columns.rows[m], codes, factors, sums[m - begin]);
+            columns.finish(m, panel, sums[m - begin]);
+        }
+    }
+};
+
+} // namespace
+
+// x (rows, k) and y (rows, n) float32, contiguous; scale (n), sums (n), bias (n) or null.
+BH_EXPORT void bh_linear_q4(const float *x, const uint8_t *w, const int8_t *multipliers, const float *scale,
+                            const int32_t *sums, const float *bias, float *y, int64_t rows, int64_t k, int64_t n,
+                            int threads) {
+    static thread_local std::vector<int32_t> offsets;
+    const int64_t panels = (n + PANEL - 1) / PANEL, groups = (k + GROUP - 1) / GROUP, at_once = rows_at_once(k);
+    for (int64_t start = 0; start < rows; start += at_once) {
+        const int64_t count = rows - start < at_once ? rows - start : at_once;
+        const Row *rounded = round_rows(x + start * k, count, k, threads);
+        const Product product{{rounded, scale, sums, bias, y + start * n, n}, w, multipliers, groups};
+        const int64_t grain = count > MANY ? 1 : panels >= 256 ? 16 : panels >= 32 ? 4 : 1;
+        if (count == 1) {
+            offsets.resize(groups);
+            for (int64_t g = 0; g < groups; g++) offsets[g] = offset(rounded->integers + g * GROUP);
+            const int32_t *all = offsets.data();
+            in_parallel(panels, grain, threads, [&](int64_t begin, int64_t end) {
+                for (int64_t panel = begin; panel < end; panel++) product.one(all, panel);
+            });
+            continue;
+        }
+        const int64_t portion = count > MANY ? rows_per_portion(count, k) : count;
+        in_parallel((count + portion - 1) / portion * panels, grain, threads, [&](int64_t begin, int64_t end) {
+            for (int64_t item = begin; item < end; item++) {
+                const int64_t first = item / panels * portion, last = first + portion < count ? first + portion : count;
+                product.several(first, last, item % panels);
+            }
+        });
+    }
+}

@@ -1,0 +1,207 @@
+// Rounding of input rows: one pass for a row's window, one for its integers.
+
+#include "rows.h"
+
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "pool.h"
+#include "vec.h"
+
+namespace {
+
+// As in quant/rounding.py.
+constexpr int64_t BLOCK = 1024, GROUPS = 64;
+constexpr int RANK = 24;
+constexpr float LOUD = 1.25f, WIDEST = 32000.0f, TINY = 1e-30f;
+constexpr int64_t MAX_OUTLIERS = 512, MAX_EXCESS = int64_t{1} << 21;
+constexpr int32_t INFINITE = 0x7f800000; // bits; those of a NaN are larger
+
+typedef int32_t i8 __attribute__((vector_size(32)));
+
+struct Shape {
+    int64_t k, stride, block;
+    int64_t most; // outliers in a row
+
+    explicit Shape(int64_t places) : k(places) {
+        const int64_t blocks = (k + BLOCK - 1) / BLOCK;
+        block = (k + blocks * GROUPS - 1) / (blocks * GROUPS) * GROUPS;
+        stride = (k + 31) / 32 * 32 + 64; // rows do not all begin at the same place of a cache's sets
+        most = 32 + k / 16 < MAX_OUTLIERS ? 32 + k / 16 : MAX_OUTLIERS;
+    }
+};
+
+// The smallest of 64 that no more than RANK are larger than.
+int32_t ranked(const int32_t *values) {
+    int32_t found = INT32_MAX;
+    for (int64_t i = 0; i < GROUPS; i += 32) {
+        i8 own[4], larger[4] = {};
+        std::memcpy(own, values + i, sizeof own);
+        for (int64_t j = 0; j < GROUPS; j++) {
+            const i8 other = values[j] - i8{};
+            for (int a = 0; a < 4; a++) larger[a] -= other > own[a];
+        }
+        for (int a = 0; a < 4; a++)
+            for (int b = 0; b < 8; b++)
+                if (larger[a][b] <= RANK && own[a][b] < found) found = own[a][b];
+    }
+    return found;
+}
+
+struct Statistics {
+    float low = 0, high = 0, typical = 0;
+    bool finite = true;
+};
+
+Statistics look(const float *x, const Shape &shape) {
+    v8 low = splat8(0), high = splat8(0);
+    int32_t typical = 0, largest = 0;
+    for (int64_t start = 0; start < shape.k; start += shape.block) {
+        const int64_t stop = start + shape.block < shape.k ? start + shape.block : shape.k;
+        i8 groups[GROUPS / 8] = {};
+        for (int64_t at = start; at < stop; at += GROUPS) {
+            alignas(32) float padded[GROUPS];
+            const float *from = x + at;
+            if (stop - at < GROUPS) {
+                std::memset(padded, 0, sizeof padded);
+                std::memcpy(padded, from, (stop - at) * sizeof(float));
+                from = padded;
+            }
+            for (int g = 0; g < GROUPS / 8; g++) {
+                const v8 value = load8(from + 8 * g);
+                const i8 magnitude = (i8)value & 0x7fffffff;
+                groups[g] = magnitude > groups[g] ? magnitude : groups[g];
+                low = value < low ? value : low;
+                high = value > high ? value : high;
+            }
+        }
+        alignas(32) int32_t values[GROUPS];
+        std::memcpy(values, groups, sizeof values);
+        for (int64_t i = 0; i < GROUPS; i++) largest = values[i] > largest ? values[i] : largest;
+        const int32_t middle = ranked(values);
+        typical = middle > typical ? middle : typical;
+    }
+    Statistics found;
+    found.finite = largest < INFINITE;
+    std::memcpy(&found.typical, &typical, sizeof typical);
+    for (int i = 0; i < 8; i++) {
+        found.low = low[i] < found.low ? low[i] : found.low;
+        found.high = high[i] > found.high ? high[i] : found.high;
+    }
+    return found;
+}
+
+struct Window {
+    float step, inverse;
+    int32_t zero;
+
+    Window(const Statistics &row, float threshold) {
+        const float largest = -row.low > row.high ? -row.low : row.high;
+        const float low = row.low < -threshold ? -threshold : row.low, high = row.high > threshold ? threshold : row.high;
+        step = high / 126.0f - low / 126.0f;
+        step = step > TINY ? step : TINY;
+        step = step > largest / WIDEST ? step : largest / WIDEST;
+        inverse = 1.0f / step;
+        zero = static_cast<int32_t>(std::lrintf(-low * inverse));
+    }
+};
+
+// Writes a row's integers and outliers. False where there are too many of them.
+struct Writer {
+    const Shape &shape;
+    Outlier *outliers;
+    int64_t count = 0, excess = 0;
+
+    void add(int64_t place, int32_t integer) {
+        const int32_t beyond = integer < 0 ? integer : integer - 127;
+        if (count < shape.most) outliers[count] = {static_cast<int32_t>(place), beyond};
+        count++;
+        excess += beyond < 0 ? -beyond : beyond;
+    }
+
+    bool write(const float *x, const Window &window, uint8_t *out) {
+        int64_t i = 0;
+#if defined(__AVX2__)
+        const __m256 inverse = _mm256_set1_ps(window.inverse);
+        const __m256i zero = _mm256_set1_epi32(window.zero), top = _mm256_set1_epi32(127);
+        const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+        for (; i + 32 <= shape.k; i += 32) {
+            __m256i v[4];
+            for (int a = 0; a < 4; a++) {
+                const __m256i rounded = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i + 8 * a), inverse));
+                v[a] = _mm256_add_epi32(rounded, zero);
+            }
+            const __m256i low = _mm256_packs_epi32(v[0], v[1]), high = _mm256_packs_epi32(v[2], v[3]);
+            const __m256i limit = _mm256_set1_epi16(127);
+            const __m256i bytes = _mm256_packus_epi16(_mm256_min_epi16(low, limit), _mm256_min_epi16(high, limit));
+            _mm256_storeu_si256((__m256i *)(out + i), _mm256_permutevar8x32_epi32(bytes, order));
+            const __m256i all = _mm256_or_si256(_mm256_or_si256(v[0], v[1]), _mm256_or_si256(v[2], v[3]));
+            if (!_mm256_testz_si256(all, _mm256_set1_epi32(~127))) {
+                for (int a = 0; a < 4; a++) {
+                    const __m256i sign = _mm256_or_si256(v[a], _mm256_sub_epi32(top, v[a]));
+                    int mask = _mm256_movemask_ps(_mm256_castsi256_ps(sign));
+                    if (!mask) continue;
+                    alignas(32) int32_t values[8];
+                    _mm256_store_si256((__m256i *)values, v[a]);
+                    for (; mask; mask &= mask - 1) {
+                        const int lane = __builtin_ctz(static_cast<unsigned>(mask));
+                        add(i + 8 * a + lane, values[lane]);
+                    }
+                }
+                if (count > shape.most) return false;
+            }
+        }
+#endif
+        for (; i < shape.k; i++) {
+            const int32_t integer = static_cast<int32_t>(std::lrintf(x[i] * window.inverse)) + window.zero;
+            out[i] = static_cast<uint8_t>(integer < 0 ? 0 : integer > 127 ? 127 : integer);
+            if (integer < 0 || integer > 127) add(i, integer);
+        }
+        return count <= shape.most && excess <= MAX_EXCESS;
+    }
+};
+
+void round_row(const float *x, const Shape &shape, uint8_t *out, Outlier *outliers, Row &row) {
+    std::memset(out + shape.k, 0, shape.stride - shape.k);
+    const Statistics found = look(x, shape);
+    if (!found.finite) {
+        std::memset(out, 0, shape.k);
+        row = {out, outliers, 0, 0, NAN};
+        return;
+    }
+    Window window(found, found.typical * LOUD);
+    Writer writer{shape, outliers};
+    if (!writer.write(x, window, out)) {
+        window = Window(found, INFINITY);
+        writer.count = writer.excess = 0;
+        writer.write(x, window, out);
+    }
+    row = {out, outliers, static_cast<int32_t>(writer.count), window.zero, window.step};
+}
+
+struct Memory {
+    std::vector<uint8_t> integers;
+    std::vector<Outlier> outliers;
+    std::vector<Row> rows;
+};
+
+template <class T> T *room(std::vector<T> &memory, int64_t length) {
+    if (static_cast<int64_t>(memory.size()) < length) memory.resize(length);
+    return memory.data();
+}
+
+} // namespace
+
+const Row *round_rows(const float *x, int64_t rows, int64_t k, int threads) {
+    static thread_local Memory memory;
+    const Shape shape(k);
+    uint8_t *integers = room(memory.integers, rows * shape.stride);
+    Outlier *outliers = room(memory.outliers, rows * shape.most);
+    Row *all = room(memory.rows, rows);
+    in_parallel(rows, 4, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t m = begin; m < end; m++)
+            round_row(x + m * k, shape, integers + m * shape.stride, outliers + m * shape.most, all[m]);
+    });
+    return all;
+}

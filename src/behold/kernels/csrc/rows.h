@@ -1,0 +1,58 @@
+// Rows of inputs as integers, and what is kept of them while a layer is computed. quant/rounding.py defines the numbers.
+#pragma once
+
+#include <cstdint>
+
+constexpr int PANEL = 32; // output columns that lie together in packed weights
+
+// An entry outside of its row's window of 128 integers: what it has beyond the nearer end.
+struct Outlier {
+    int32_t place, excess;
+};
+
+// The integers of entry i are integers[i] - zero, plus the excess where it is an outlier; times step.
+struct Row {
+    const uint8_t *integers; // in [0, 127]; the places after the last are 0
+    const Outlier *outliers;
+    int32_t n_outliers;
+    int32_t zero;
+    float step; // NaN where an entry is not finite; all integers are 0 then
+};
+
+// Up to `rows` rows of `k` numbers, rounded; the memory belongs to the calling thread and is used again by its next call.
+const Row *round_rows(const float *x, int64_t rows, int64_t k, int threads);
+
+// So many rows are rounded and multiplied at a time: the memory for them stays in bounds.
+inline int64_t rows_at_once(int64_t k) {
+    const int64_t fit = (int64_t{8} << 20) / k;
+    return fit < 192 ? 192 : fit > 4096 ? 4096 : fit;
+}
+
+// How rows are cut for products with many: the integers of a portion stay in the second cache.
+inline int64_t rows_per_portion(int64_t rows, int64_t k) {
+    int64_t most = (int64_t{192} << 10) / k;
+    most = most < 48 ? 48 : most > 192 ? 192 : most;
+    const int64_t portions = (rows + most - 1) / most;
+    return ((rows + portions - 1) / portions + 2) / 3 * 3;
+}
+
+// What is common to all columns of a call: where the rows come from, and where the results go.
+struct Columns {
+    const Row *rows;
+    const float *scale;  // (n)
+    const int32_t *sums; // (n) of each column's integer weights
+    const float *bias;   // (n) or null
+    float *y;            // (rows, n)
+    int64_t n;
+
+    // Row m of a panel from the exact sums of its integers in [0, 127] and its outliers: one formula for every kernel.
+    void finish(int64_t m, int64_t panel, const int32_t *products) const {
+        const Row &row = rows[m];
+        const int64_t first = panel * PANEL, width = n - first < PANEL ? n - first : PANEL;
+        float *out = y + m * n + first;
+        for (int64_t i = 0; i < width; i++) {
+            const float sum = static_cast<float>(products[i] - row.zero * sums[first + i]);
+            out[i] = sum * (row.step * scale[first + i]) + (bias ? bias[first + i] : 0.0f);
+        }
+    }
+};

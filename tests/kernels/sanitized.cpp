@@ -1,0 +1,80 @@
+// Products of odd shapes in buffers of just their size; prints how many were computed and compared.
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <vector>
+
+extern "C" {
+void bh_linear_q8(const float *, const int8_t *, const float *, const int32_t *, const float *, float *, int64_t,
+                  int64_t, int64_t, int);
+void bh_linear_q4(const float *, const uint8_t *, const int8_t *, const float *, const int32_t *, const float *, float *,
+                  int64_t, int64_t, int64_t, int);
+}
+
+namespace {
+
+uint64_t state = 1;
+
+int random(int low, int high) {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return low + static_cast<int>((state >> 33) % static_cast<uint64_t>(high - low + 1));
+}
+
+std::vector<float> inputs(int64_t rows, int64_t k) {
+    std::vector<float> x(rows * k);
+    for (float &value : x) value = static_cast<float>(random(-1000, 1000)) * (random(0, 60) ? 0.001f : 1.0f);
+    if (random(0, 3) == 0) x[random(0, static_cast<int>(x.size()) - 1)] = NAN;
+    if (random(0, 3) == 0) x[random(0, static_cast<int>(x.size()) - 1)] = INFINITY;
+    return x;
+}
+
+template <class T> std::vector<T> bytes(int64_t size, int low, int high) {
+    std::vector<T> values(size);
+    for (T &value : values) value = static_cast<T>(random(low, high));
+    return values;
+}
+
+// Rows together and alone: the same bits.
+template <class F> bool same(int64_t rows, int64_t k, int64_t n, const F &product) {
+    const std::vector<float> x = inputs(rows, k);
+    std::vector<float> together(rows * n), alone(n);
+    product(x.data(), together.data(), rows);
+    for (int64_t m = 0; m < rows; m++) {
+        const std::vector<float> row(x.begin() + m * k, x.begin() + (m + 1) * k);
+        product(row.data(), alone.data(), 1);
+        for (int64_t i = 0; i < n; i++)
+            if (!(alone[i] == together[m * n + i] || (std::isnan(alone[i]) && std::isnan(together[m * n + i]))))
+                return false;
+    }
+    return true;
+}
+
+} // namespace
+
+int main() {
+    int products = 0;
+    for (int round = 0; round < 75; round++) {
+        const int64_t rows = random(0, 2) ? random(1, 7) : random(17, 40);
+        const int64_t k = random(0, 3) ? random(1, 200) : random(900, 1200), n = random(1, 100);
+        const int64_t panels = (n + 31) / 32;
+        const std::vector<float> scale(n, 0.01f), bias(n, 1.0f);
+        const auto w8 = bytes<int8_t>(panels * ((k + 3) / 4) * 128, -127, 127);
+        const auto w4 = bytes<uint8_t>(panels * ((k + 31) / 32) * 512, 0, 255);
+        const auto multipliers = bytes<int8_t>(panels * ((k + 31) / 32) * 32, -63, 63);
+        const auto sums = bytes<int32_t>(n, -10000, 10000);
+        const float *b = random(0, 1) ? bias.data() : nullptr;
+        const auto eight = [&](const float *x, float *y, int64_t m) {
+            bh_linear_q8(x, w8.data(), scale.data(), sums.data(), b, y, m, k, n, 1);
+        };
+        const auto four = [&](const float *x, float *y, int64_t m) {
+            bh_linear_q4(x, w4.data(), multipliers.data(), scale.data(), sums.data(), b, y, m, k, n, 1);
+        };
+        if (!same(rows, k, n, eight) || !same(rows, k, n, four)) {
+            std::printf("rows differ: %d by %d by %d\n", int(rows), int(k), int(n));
+            return 1;
+        }
+        products += 2;
+    }
+    std::printf("%d products\n", products);
+}

@@ -1,0 +1,142 @@
+"""Our quantized layers: the same integers as plain torch forms, on any shape, and rows that know nothing of others."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from behold.kernels import linear_q, native
+from behold.quant.linear import Int4Linear, Int8Linear, QuantizedLinear
+from behold.quant.rounding import input_steps
+
+LAYERS: list[type[QuantizedLinear]] = [Int8Linear, Int4Linear]
+relaxed = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+# rows with every kind of trouble: outliers, nothing but one value, huge, tiny, and too many outliers for a list
+KINDS = ("plain", "loud", "zero", "constant", "huge", "tiny", "spikes", "positive", "crowd")
+
+
+def rows_of(kinds: list[str], k: int) -> Tensor:
+    """One row of each kind."""
+    x = torch.randn(len(kinds), k)
+    for row, kind in zip(x, kinds, strict=True):
+        match kind:
+            case "loud":
+                row[torch.randperm(k)[:6]] *= 50
+            case "zero":
+                row.zero_()
+            case "constant":
+                row.fill_(-3.7)
+            case "huge":
+                row *= 1e30
+            case "tiny":
+                row *= 1e-20
+            case "spikes":
+                row[torch.randperm(k)[:3]] = torch.tensor([1e6, -1e6, 1e5])[: min(3, k)]
+            case "positive":
+                row.abs_()
+            case "crowd":
+                row[::5] *= 1000
+    return x
+
+
+def exact(layer: QuantizedLinear, x: Tensor) -> Tensor:
+    """The product of the rounded rows in float64, without bias: integers, so there is nothing to lose."""
+    step = input_steps(x)[0]
+    integers = torch.round(x * (1 / step)[:, None]).double()
+    weights = torch.round(layer.dequantized().double() / layer.scale.double()[:, None])
+    return integers @ weights.T * (step.double()[:, None] * layer.scale.double())
+
+
+def made(kind: type[QuantizedLinear], k: int, n: int, bias: bool = True) -> QuantizedLinear:
+    return kind.of(nn.Linear(k, n, bias=bias).requires_grad_(False))
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("kind", LAYERS)
+@relaxed
+@given(
+    kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=20),
+    k=st.one_of(st.integers(1, 140), st.sampled_from([1023, 1024, 1025, 1100, 2050])),
+    n=st.one_of(st.integers(1, 70), st.sampled_from([127, 128, 300])),
+    bias=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_any_shape(kind: type[QuantizedLinear], kinds: list[str], k: int, n: int, bias: bool, seed: int) -> None:
+    torch.manual_seed(seed)
+    layer, x = made(kind, k, n, bias), rows_of(kinds, k)
+    with torch.inference_mode():
+        found = layer(x)
+        wanted = exact(layer, x)
+        if layer.bias is not None:
+            wanted += layer.bias
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=1e-6 * float(wanted.abs().max()))
+        assert ((found - wanted).abs() <= 3e-7 * (wanted.abs() + 1)).all()
+        assert torch.equal(found, torch.cat([layer(row[None]) for row in x])), "together = alone"
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize(("rows", "k", "n"), [(200, 1100, 300), (64, 4100, 96), (9000, 8, 40)])
+def test_many_rows_are_few_rows(kind: type[QuantizedLinear], rows: int, k: int, n: int) -> None:
+    torch.manual_seed(0)
+    layer, x = made(kind, k, n), rows_of([KINDS[number % len(KINDS)] for number in range(rows)], k)
+    with torch.inference_mode():
+        together = layer(x)
+        for portion in (1, 2, 4, 16):
+            some = slice(rows // 3, rows // 3 + portion)
+            assert torch.equal(together[some], layer(x[some]))
+        assert torch.equal(together[-1:], layer(x[-1:]))
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("place", [0, 65, 299])
+def test_what_is_not_finite_stays_in_its_row(kind: type[QuantizedLinear], value: float, place: int) -> None:
+    layer, x = made(kind, 300, 40), torch.randn(5, 300)
+    with torch.inference_mode():
+        clean = layer(x)
+        x[2, place] = value
+        found = layer(x)
+    assert found[2].isnan().all()
+    others = torch.tensor([0, 1, 3, 4])
+    assert torch.equal(found[others], clean[others])
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_largest_sums_fit(kind: type[QuantizedLinear], rows: int) -> None:
+    """All weights and inputs at their largest, and as many outliers as a row may have."""
+    k = linear_q.MAX_INPUTS_4
+    full = nn.Linear(k, 3, bias=False).requires_grad_(False)
+    full.weight.fill_(1.0)
+    full.weight[1] = -1.0
+    layer = kind.of(full)
+    x = torch.ones(rows, k)
+    x[:, torch.arange(k) % 64 < 2] = 50.0  # 512 of them: each 4000 steps above the rest
+    with torch.inference_mode():
+        found = layer(x)
+    torch.testing.assert_close(found, full(x), rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_torch_agrees(kind: type[QuantizedLinear], library: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(1)
+    layer, x = made(kind, 1100, 70), rows_of(list(KINDS), 1100)
+    with torch.inference_mode():
+        ours = layer(x)
+        monkeypatch.setattr(native, "LIBRARY", None)
+        plain = layer(x)
+    scale = plain.norm(dim=1, keepdim=True)
+    assert ((ours - plain).norm(dim=1, keepdim=True) <= 2e-6 * scale).all()
+    assert len(ours) == len(KINDS)
+
+
+def test_wide_rows_are_left_to_torch(library: object) -> None:
+    assert linear_q.suits(torch.zeros(1, 8), 8)
+    assert not linear_q.suits(torch.zeros(1, 9), 8)
