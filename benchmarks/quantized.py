@@ -70,7 +70,7 @@ def _quantized(weight: Tensor) -> Tensor:
     return torch.quantize_per_tensor(weight, float(weight.abs().max()) / 127, 0, torch.qint8)
 
 
-def _dynamic(packed: Any) -> Product:  # noqa: ANN401 - an object of torch's own
+def _dynamic(packed: Any) -> Product:
     return lambda x: torch.ops.quantized.linear_dynamic(x, packed, True)
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from behold.kernels import linear_q, native
+from behold.quant import rounding
 from behold.quant.linear import Int4Linear, Int8Linear, QuantizedLinear
 from behold.quant.rounding import input_steps
 
@@ -22,7 +23,8 @@ KINDS = ("plain", "loud", "zero", "constant", "huge", "tiny", "spikes", "positiv
 def rows_of(kinds: list[str], k: int) -> Tensor:
     """One row of each kind."""
     x = torch.randn(len(kinds), k)
-    for row, kind in zip(x, kinds, strict=True):
+    for number, kind in enumerate(kinds):
+        row = x[number]
         match kind:
             case "loud":
                 row[torch.randperm(k)[:6]] *= 50
@@ -31,9 +33,9 @@ def rows_of(kinds: list[str], k: int) -> Tensor:
             case "constant":
                 row.fill_(-3.7)
             case "huge":
-                row *= 1e30
+                row.mul_(1e30)
             case "tiny":
-                row *= 1e-20
+                row.mul_(1e-20)
             case "spikes":
                 row[torch.randperm(k)[:3]] = torch.tensor([1e6, -1e6, 1e5])[: min(3, k)]
             case "positive":
@@ -60,14 +62,18 @@ def made(kind: type[QuantizedLinear], k: int, n: int, bias: bool = True) -> Quan
 @relaxed
 @given(
     kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=20),
-    k=st.one_of(st.integers(1, 140), st.sampled_from([1023, 1024, 1025, 1100, 2050])),
-    n=st.one_of(st.integers(1, 70), st.sampled_from([127, 128, 300])),
+    sides=st.tuples(
+        st.one_of(st.integers(1, 140), st.sampled_from([1023, 1024, 1025, 1100, 2050])),
+        st.one_of(st.integers(1, 70), st.sampled_from([127, 128, 300])),
+    ),
     bias=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_any_shape(kind: type[QuantizedLinear], kinds: list[str], k: int, n: int, bias: bool, seed: int) -> None:
+def test_any_shape(
+    kind: type[QuantizedLinear], kinds: list[str], sides: tuple[int, int], bias: bool, seed: int
+) -> None:
     torch.manual_seed(seed)
-    layer, x = made(kind, k, n, bias), rows_of(kinds, k)
+    layer, x = made(kind, *sides, bias), rows_of(kinds, sides[0])
     with torch.inference_mode():
         found = layer(x)
         wanted = exact(layer, x)
@@ -118,7 +124,7 @@ def test_the_largest_sums_fit(kind: type[QuantizedLinear], rows: int) -> None:
     full.weight[1] = -1.0
     layer = kind.of(full)
     x = torch.ones(rows, k)
-    x[:, torch.arange(k) % 64 < 2] = 50.0  # 512 of them: each 4000 steps above the rest
+    x[:, torch.arange(k) % 64 < 2] = 40.0  # 512 of them, each some 3900 steps above the rest
     with torch.inference_mode():
         found = layer(x)
     torch.testing.assert_close(found, full(x), rtol=0.01, atol=0)
@@ -140,3 +146,24 @@ def test_torch_agrees(kind: type[QuantizedLinear], library: object, monkeypatch:
 def test_wide_rows_are_left_to_torch(library: object) -> None:
     assert linear_q.suits(torch.zeros(1, 8), 8)
     assert not linear_q.suits(torch.zeros(1, 9), 8)
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (5, 70), (9, 32), (40, 1000)])
+def test_int4_weights_are_rounded_as_by_torch(n: int, k: int) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(n, k)
+    weight[0] *= 1e-6
+    if n > 1:
+        weight[1], weight[2, : k // 2], weight[3, 0] = 0, 0, 30
+    ours, plain = (values(*found) for found in (linear_q.round_groups(weight), rounding.round_groups(weight)))
+    assert ours.shape == plain.shape
+    off, plain_off = ((found[:, :k] - weight).norm(dim=1) for found in (ours, plain))
+    torch.testing.assert_close(off, plain_off, rtol=1e-3, atol=1e-9)
+    assert not ours[:, k:].any()
+
+
+def values(codes: Tensor, multipliers: Tensor, scale: Tensor) -> Tensor:
+    """(n, k) float32 weights."""
+    assert codes.max() <= 15 and multipliers.abs().max() <= rounding.MULTIPLIER
+    return (codes.float() - 8) * multipliers.repeat_interleave(32, 1) * scale[:, None]

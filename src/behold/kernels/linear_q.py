@@ -21,7 +21,7 @@ def suits(x: Tensor, most_inputs: int) -> bool:
     return native.LIBRARY is not None and x.shape[-1] <= most_inputs
 
 
-def linear_8(x: Tensor, weight: Tensor, scale: Tensor, sums: Tensor, bias: Tensor | None) -> Tensor:
+def linear_8(x: Tensor, *, weight: Tensor, scale: Tensor, sums: Tensor, bias: Tensor | None) -> Tensor:
     """(M, K) float32, contiguous as all tensors are, to (M, N) float32."""
     assert native.LIBRARY is not None
     (rows, k), n = x.shape, scale.shape[0]
@@ -42,7 +42,7 @@ def linear_8(x: Tensor, weight: Tensor, scale: Tensor, sums: Tensor, bias: Tenso
 
 
 def linear_4(
-    x: Tensor, weight: Tensor, multipliers: Tensor, scale: Tensor, sums: Tensor, bias: Tensor | None
+    x: Tensor, *, weight: Tensor, multipliers: Tensor, scale: Tensor, sums: Tensor, bias: Tensor | None
 ) -> Tensor:
     """(M, K) float32, contiguous as all tensors are, to (M, N) float32."""
     assert native.LIBRARY is not None
@@ -62,6 +62,19 @@ def linear_4(
         _threads(rows * k * n),
     )
     return out
+
+
+def round_groups(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(N, K) to int4 codes, multipliers and scales, as behold.quant.rounding.round_groups, 50 times as fast."""
+    assert native.LIBRARY is not None
+    weight = weight.float().contiguous()
+    (n, k), groups = weight.shape, -(-weight.shape[1] // 32)
+    codes = weight.new_empty(n, groups * 32, dtype=torch.uint8)
+    multipliers = weight.new_empty(n, groups, dtype=torch.int8)
+    scale = weight.new_empty(n)
+    addresses = (weight.data_ptr(), codes.data_ptr(), multipliers.data_ptr(), scale.data_ptr())
+    native.LIBRARY.bh_round_q4(*addresses, n, k, _threads(n * k))
+    return codes, multipliers, scale
 
 
 def _threads(products: int) -> int:

@@ -24,6 +24,7 @@ _SIGNATURES: dict[str, str] = {  # p: address, i: 64-bit integer, t: number of t
     "bh_linear_f32": "ppppiiit",
     "bh_linear_q8": "ppppppiiit",
     "bh_linear_q4": "pppppppiiit",
+    "bh_round_q4": "ppppiit",
     "bh_attend_f32": "pippppiiiiit",
 }
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "t": ctypes.c_int}
@@ -37,14 +38,14 @@ def libraries() -> list[Path]:
 
 
 def load(path: Path) -> ctypes.CDLL | None:
-    """The library of a file, ready for calls; None where it is for another system."""
+    """The library of a file, ready for calls; None where it is for another system or of other sources."""
     try:
         library = ctypes.CDLL(str(path))
-    except OSError:
+        for name, letters in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = [_TYPES[letter] for letter in letters], None
+    except (OSError, AttributeError):
         return None
-    for name, letters in _SIGNATURES.items():
-        function = getattr(library, name)
-        function.argtypes, function.restype = [_TYPES[letter] for letter in letters], None
     library.bh_init(_fork())
     return library
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from behold.kernels import linear_q
+from behold.kernels import linear_q, native
 from behold.quant import integers
 from behold.quant.rounding import (
     GROUP,
@@ -123,7 +123,7 @@ class Int8Linear(QuantizedLinear):
 
     def _product(self, x: Tensor) -> Tensor:
         if linear_q.suits(x, linear_q.MAX_INPUTS_8):
-            return linear_q.linear_8(x, self.weight, self.scale, self.sums, self.bias)
+            return linear_q.linear_8(x, weight=self.weight, scale=self.scale, sums=self.sums, bias=self.bias)
         return self._torch(x, self._integers, self.scale, self.sums, self.bias)
 
     def dequantized(self) -> Tensor:
@@ -153,8 +153,9 @@ class Int4Linear(QuantizedLinear):
             "scale": torch.empty(n, device=device),
             "sums": torch.empty(n, dtype=torch.int32, device=device),
         }
+        rounding = linear_q.round_groups if native.LIBRARY is not None and device.type == "cpu" else round_groups
         for rows, panel in _portions(n, k):
-            codes, multipliers, state["scale"][rows] = round_groups(weight[rows])
+            codes, multipliers, state["scale"][rows] = rounding(weight[rows])
             state["weight"][panel] = pack_codes(codes)
             wide = F.pad(multipliers, (0, 0, 0, -len(multipliers) % PANEL))
             state["multipliers"][panel] = wide.view(-1, PANEL, groups).transpose(1, 2)
@@ -164,7 +165,14 @@ class Int4Linear(QuantizedLinear):
 
     def _product(self, x: Tensor) -> Tensor:
         if linear_q.suits(x, linear_q.MAX_INPUTS_4):
-            return linear_q.linear_4(x, self.weight, self.multipliers, self.scale, self.sums, self.bias)
+            return linear_q.linear_4(
+                x,
+                weight=self.weight,
+                multipliers=self.multipliers,
+                scale=self.scale,
+                sums=self.sums,
+                bias=self.bias,
+            )
         return F.linear(integers.rounded_inputs(x), self.dequantized(), self.bias)
 
     def dequantized(self) -> Tensor:

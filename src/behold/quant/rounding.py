@@ -8,14 +8,16 @@ but a few of them lie in a window of 128 integers that contains 0, and are multi
 bits and are multiplied separately. So one product of integers is computed, exactly, in any order: a row's result is the
 same to the bit whatever other rows there are and however the work is cut.
 
-The window comes from the row alone: see `input_steps`. Measured (gaussian weights and inputs, relative to the layer with
+The window comes from the row alone: `input_steps`. Measured (gaussian weights and inputs, relative to the layer with
 full weights and inputs, mean over rows; "loud": 6 input channels 50 times larger than the rest and 2 rows 100 times;
 the rounding of the weights alone costs 0.0079 at K = 1024):
 
-    K                       1024     2816     4096
-    int8, gaussian        0.0147   0.0152   0.0157
-    int8, loud            0.0086   0.0102   0.0110      without the outliers' own product: 0.076, 0.118, 0.133
-    int8, silu(a) · b     0.0184   0.0190   0.0200      without: 0.034, 0.040, 0.042
+                              K =     1024     2816     4096
+    int8, gaussian                  0.0147   0.0152   0.0157
+    int8, loud                      0.0086   0.0102   0.0110
+    int8, inputs silu(2a) · b       0.0184   0.0190   0.0200
+    without outliers: gaussian      0.0168   0.0184   0.0188
+    without outliers: loud           0.076    0.118    0.133
 
 **Weights, int4**: integers (code - 8) · multiplier with codes of 4 bits, a signed multiplier for each 32 places of a
 row, and one float32 scale for each row: `round_groups`. Gaussian weights are 0.082 off.

@@ -9,9 +9,9 @@
 #include <cstring>
 #include <vector>
 
+#include "four.h"
 #include "pool.h"
 #include "rows.h"
-#include "vec.h"
 
 namespace {
 
@@ -22,16 +22,6 @@ constexpr int64_t MANY = 16;                 // rows from which on they are cut 
 constexpr int64_t MOST = 192;                // rows of a portion
 
 #if defined(__AVX2__)
-
-inline __m256i load(const void *p) { return _mm256_loadu_si256(static_cast<const __m256i *>(p)); }
-inline void store(void *p, __m256i v) { _mm256_storeu_si256(static_cast<__m256i *>(p), v); }
-
-// Four places of a row, for every column.
-inline __m256i spread(const uint8_t *four) {
-    int32_t bits;
-    std::memcpy(&bits, four, 4);
-    return _mm256_set1_epi32(bits);
-}
 
 // Eight multipliers, each twice in 16 bits.
 inline __m256i twice(const int8_t *multipliers) {
@@ -48,38 +38,44 @@ int32_t offset(const uint8_t *integers) {
     return _mm_cvtsi128_si32(_mm_sub_epi16(_mm_setzero_si128(), _mm_slli_epi16(sums, 3)));
 }
 
-__attribute__((always_inline)) inline void group_of_one(__m256i *sums, const uint8_t *a, int32_t start,
-                                                        const uint8_t *w, const int8_t *multipliers) {
-    const __m256i low = _mm256_set1_epi8(15);
-    __m256i part[4];
-    for (int v = 0; v < 4; v++) part[v] = _mm256_set1_epi32(start);
+// part += the products of a group's places 4 · j, and those 16 further, with eight columns.
+inline __attribute__((always_inline)) __m256i add_codes(__m256i part, const uint8_t *w, __m256i first, __m256i last) {
+    const __m256i low = _mm256_set1_epi8(15), codes = load(w);
+    part = _mm256_add_epi16(part, _mm256_maddubs_epi16(_mm256_and_si256(codes, low), first));
+    return _mm256_add_epi16(part, _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(codes, 4), low), last));
+}
+
+inline __attribute__((always_inline)) void add_group(Four &sums, const uint8_t *a, int32_t start, const uint8_t *w,
+                                                     const int8_t *multipliers) {
+    Four part;
+    part.a = part.b = part.c = part.d = _mm256_set1_epi32(start);
     for (int j = 0; j < 4; j++) {
-        const __m256i first = spread(a + 4 * j), last = spread(a + 16 + 4 * j);
-        for (int v = 0; v < 4; v++) {
-            const __m256i codes = load(w + 128 * j + 32 * v);
-            const __m256i above = _mm256_and_si256(_mm256_srli_epi16(codes, 4), low);
-            part[v] = _mm256_add_epi16(part[v], _mm256_maddubs_epi16(_mm256_and_si256(codes, low), first));
-            part[v] = _mm256_add_epi16(part[v], _mm256_maddubs_epi16(above, last));
-        }
-        asm volatile("" : "+x"(part[0]), "+x"(part[1]), "+x"(part[2]), "+x"(part[3]));
+        const __m256i first = four_places(a + 4 * j), last = four_places(a + 16 + 4 * j);
+        part.a = add_codes(part.a, w + 128 * j, first, last);
+        part.b = add_codes(part.b, w + 128 * j + 32, first, last);
+        part.c = add_codes(part.c, w + 128 * j + 64, first, last);
+        part.d = add_codes(part.d, w + 128 * j + 96, first, last);
+        part.keep();
     }
-    for (int v = 0; v < 4; v++)
-        sums[v] = _mm256_add_epi32(sums[v], _mm256_madd_epi16(part[v], twice(multipliers + 8 * v)));
+    sums.a = _mm256_add_epi32(sums.a, _mm256_madd_epi16(part.a, twice(multipliers)));
+    sums.b = _mm256_add_epi32(sums.b, _mm256_madd_epi16(part.b, twice(multipliers + 8)));
+    sums.c = _mm256_add_epi32(sums.c, _mm256_madd_epi16(part.c, twice(multipliers + 16)));
+    sums.d = _mm256_add_epi32(sums.d, _mm256_madd_epi16(part.d, twice(multipliers + 24)));
 }
 
 // One row by a panel, read from four places at a time.
 void product_of_one(const uint8_t *a, const int32_t *offsets, const uint8_t *w, const int8_t *multipliers,
                     int64_t groups, int32_t *out) {
     constexpr int STREAMS = 4;
-    __m256i sums[4] = {};
+    Four sums;
     const auto group = [&](int64_t g) __attribute__((always_inline)) {
-        group_of_one(sums, a + g * GROUP, offsets[g], w + g * GROUP_BYTES, multipliers + g * PANEL);
+        add_group(sums, a + g * GROUP, offsets[g], w + g * GROUP_BYTES, multipliers + g * PANEL);
     };
     const int64_t part = groups / STREAMS;
     for (int64_t i = 0; i < part; i++)
         for (int s = 0; s < STREAMS; s++) group(s * part + i);
     for (int64_t g = part * STREAMS; g < groups; g++) group(g);
-    for (int v = 0; v < 4; v++) store(out + 8 * v, sums[v]);
+    sums.store_to(out);
 }
 
 // Some groups of a panel as the products of many rows want them.
@@ -102,27 +98,39 @@ struct Spread {
     }
 };
 
+inline __attribute__((always_inline)) void add_places(Four &part, const uint8_t *integers, const int8_t *w) {
+    const __m256i a = four_places(integers);
+    part.a = _mm256_add_epi16(part.a, _mm256_maddubs_epi16(a, load(w)));
+    part.b = _mm256_add_epi16(part.b, _mm256_maddubs_epi16(a, load(w + 32)));
+    part.c = _mm256_add_epi16(part.c, _mm256_maddubs_epi16(a, load(w + 64)));
+    part.d = _mm256_add_epi16(part.d, _mm256_maddubs_epi16(a, load(w + 96)));
+    part.keep();
+}
+
+inline void add_part(const Four &part, const int32_t *multipliers, int32_t *sums) {
+    store(sums, _mm256_add_epi32(load(sums), _mm256_madd_epi16(part.a, load(multipliers))));
+    store(sums + 8, _mm256_add_epi32(load(sums + 8), _mm256_madd_epi16(part.b, load(multipliers + 8))));
+    store(sums + 16, _mm256_add_epi32(load(sums + 16), _mm256_madd_epi16(part.c, load(multipliers + 16))));
+    store(sums + 24, _mm256_add_epi32(load(sums + 24), _mm256_madd_epi16(part.d, load(multipliers + 24))));
+}
+
 // Adds the product of MR rows, from `place` on, with the spread groups.
 template <int MR>
 void product(const Row *rows, int64_t place, const Spread &panel, int64_t groups, int32_t (*sums)[PANEL]) {
+    const uint8_t *a = rows[0].integers + place, *b = rows[MR > 1].integers + place;
+    const uint8_t *c = rows[MR > 2 ? 2 : 0].integers + place;
     for (int64_t g = 0; g < groups; g++) {
-        __m256i part[MR][4];
-        for (int m = 0; m < MR; m++)
-            for (int v = 0; v < 4; v++) part[m][v] = _mm256_setzero_si256();
-        const int8_t *w = panel.codes + g * GROUP * PANEL;
-        for (int j = 0; j < 8; j++)
-            for (int m = 0; m < MR; m++) {
-                const __m256i a = spread(rows[m].integers + place + g * GROUP + 4 * j);
-                for (int v = 0; v < 4; v++)
-                    part[m][v] = _mm256_add_epi16(part[m][v], _mm256_maddubs_epi16(a, load(w + 128 * j + 32 * v)));
-                asm volatile("" : "+x"(part[m][0]), "+x"(part[m][1]), "+x"(part[m][2]), "+x"(part[m][3]));
-            }
-        for (int v = 0; v < 4; v++) {
-            const __m256i multipliers = load(panel.multipliers + g * PANEL + 8 * v);
-            for (int m = 0; m < MR; m++)
-                store(sums[m] + 8 * v,
-                      _mm256_add_epi32(load(sums[m] + 8 * v), _mm256_madd_epi16(part[m][v], multipliers)));
+        Four first, second, third;
+        for (int j = 0; j < 8; j++) {
+            const int64_t at = g * GROUP + 4 * j;
+            const int8_t *w = panel.codes + at * PANEL;
+            add_places(first, a + at, w);
+            if (MR > 1) add_places(second, b + at, w);
+            if (MR > 2) add_places(third, c + at, w);
         }
+        add_part(first, panel.multipliers + g * PANEL, sums[0]);
+        if (MR > 1) add_part(second, panel.multipliers + g * PANEL, sums[MR > 1]);
+        if (MR > 2) add_part(third, panel.multipliers + g * PANEL, sums[MR > 2 ? 2 : 0]);
     }
 }
 

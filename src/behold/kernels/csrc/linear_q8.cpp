@@ -5,9 +5,9 @@
 
 #include <cstring>
 
+#include "four.h"
 #include "pool.h"
 #include "rows.h"
-#include "vec.h"
 
 namespace {
 
@@ -16,54 +16,53 @@ constexpr int64_t FEW = 16;         // rows for which reading the weights is wha
 
 #if defined(__AVX2__)
 
-template <int MR> struct Sums {
-    __m256i of[MR][4];
-};
-
-template <int MR>
-__attribute__((always_inline)) inline void step(Sums<MR> &sums, const Row *rows, const int8_t *w, int64_t quad) {
-    const __m256i ones = _mm256_set1_epi16(1);
-    for (int m = 0; m < MR; m++) {
-        int32_t four;
-        std::memcpy(&four, rows[m].integers + 4 * quad, 4);
-        const __m256i a = _mm256_set1_epi32(four);
-        for (int v = 0; v < 4; v++) {
-            const __m256i b = _mm256_loadu_si256((const __m256i *)(w + quad * QUAD + 32 * v));
-            sums.of[m][v] = _mm256_add_epi32(sums.of[m][v], _mm256_madd_epi16(_mm256_maddubs_epi16(a, b), ones));
-        }
-        // a fence for the compiler, which otherwise loads far ahead and spills the sums
-        asm volatile("" : "+x"(sums.of[m][0]), "+x"(sums.of[m][1]), "+x"(sums.of[m][2]), "+x"(sums.of[m][3]));
-    }
+// The products of four places of a row with a panel are added.
+inline __attribute__((always_inline)) void add(Four &sums, const uint8_t *integers, const int8_t *w, int64_t quad) {
+    const __m256i ones = _mm256_set1_epi16(1), a = four_places(integers + 4 * quad);
+    const int8_t *b = w + quad * QUAD;
+    const auto product = [&](int v) __attribute__((always_inline)) {
+        return _mm256_madd_epi16(_mm256_maddubs_epi16(a, load(b + 32 * v)), ones);
+    };
+    sums.a = _mm256_add_epi32(sums.a, product(0));
+    sums.b = _mm256_add_epi32(sums.b, product(1));
+    sums.c = _mm256_add_epi32(sums.c, product(2));
+    sums.d = _mm256_add_epi32(sums.d, product(3));
+    sums.keep();
 }
 
 // The product of MR rows with a panel, read from STREAMS places at a time.
 template <int MR, int STREAMS> void product(const Row *rows, const int8_t *w, int64_t quads, int32_t (*out)[PANEL]) {
-    Sums<MR> sums;
-    for (int m = 0; m < MR; m++)
-        for (int v = 0; v < 4; v++) sums.of[m][v] = _mm256_setzero_si256();
+    Four first{}, second{}, third{};
+    const uint8_t *a = rows[0].integers, *b = rows[MR > 1].integers, *c = rows[MR > 2 ? 2 : 0].integers;
+    const auto step = [&](int64_t quad) __attribute__((always_inline)) {
+        add(first, a, w, quad);
+        if (MR > 1) add(second, b, w, quad);
+        if (MR > 2) add(third, c, w, quad);
+    };
     const int64_t part = quads / STREAMS;
     for (int64_t i = 0; i < part; i++)
-        for (int s = 0; s < STREAMS; s++) step<MR>(sums, rows, w, s * part + i);
-    for (int64_t i = part * STREAMS; i < quads; i++) step<MR>(sums, rows, w, i);
-    for (int m = 0; m < MR; m++)
-        for (int v = 0; v < 4; v++) _mm256_storeu_si256((__m256i *)(out[m] + 8 * v), sums.of[m][v]);
+        for (int s = 0; s < STREAMS; s++) step(s * part + i);
+    for (int64_t i = part * STREAMS; i < quads; i++) step(i);
+    first.store_to(out[0]);
+    if (MR > 1) second.store_to(out[MR > 1]);
+    if (MR > 2) third.store_to(out[MR > 2 ? 2 : 0]);
 }
 
 void add_outliers(const Row &row, const int8_t *w, int32_t *out) {
     __m256i sums[4];
-    for (int v = 0; v < 4; v++) sums[v] = _mm256_loadu_si256((const __m256i *)(out + 8 * v));
+    for (int v = 0; v < 4; v++) sums[v] = load(out + 8 * v);
     for (int32_t i = 0; i < row.n_outliers; i++) {
         const Outlier outlier = row.outliers[i];
         const int8_t *quad = w + outlier.place / 4 * QUAD;
         const __m128i up = _mm_cvtsi32_si128(24 - 8 * (outlier.place % 4));
         const __m256i excess = _mm256_set1_epi32(outlier.excess & 0xffff); // 16 bits with sign, beside 16 zeros
         for (int v = 0; v < 4; v++) {
-            const __m256i four = _mm256_loadu_si256((const __m256i *)(quad + 32 * v));
+            const __m256i four = load(quad + 32 * v);
             const __m256i one = _mm256_srai_epi32(_mm256_sll_epi32(four, up), 24);
             sums[v] = _mm256_add_epi32(sums[v], _mm256_madd_epi16(one, excess));
         }
     }
-    for (int v = 0; v < 4; v++) _mm256_storeu_si256((__m256i *)(out + 8 * v), sums[v]);
+    for (int v = 0; v < 4; v++) store(out + 8 * v, sums[v]);
 }
 
 #else

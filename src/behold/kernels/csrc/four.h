@@ -1,0 +1,34 @@
+// Sums of 32 columns in four registers, AVX2.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+
+static inline __m256i load(const void *p) { return _mm256_loadu_si256(static_cast<const __m256i *>(p)); }
+static inline void store(void *p, __m256i v) { _mm256_storeu_si256(static_cast<__m256i *>(p), v); }
+
+// Four places of a row, for every column.
+static inline __m256i four_places(const uint8_t *integers) {
+    int32_t bits;
+    std::memcpy(&bits, integers, 4);
+    return _mm256_set1_epi32(bits);
+}
+
+// Members, not an array: those GCC keeps in memory.
+struct Four {
+    __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
+
+    // A fence for the compiler, which otherwise loads far ahead and has no registers left for the sums.
+    __attribute__((always_inline)) void keep() { asm volatile("" : "+x"(a), "+x"(b), "+x"(c), "+x"(d)); }
+
+    void store_to(int32_t *out) const {
+        store(out, a);
+        store(out + 8, b);
+        store(out + 16, c);
+        store(out + 24, d);
+    }
+};
+#endif
