@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.behold-runtime
 TESTING := $(VENV)/.behold-test
 BROWSING := $(VENV)/.behold-browser
+PEERS := $(VENV)/.behold-peers
 INSTALL := $(BIN)/python -m pip install --progress-bar off -c constraints.txt
 # pip's story in two lines: the packages as they are fetched, and when they are unpacked
 BRIEFLY := awk '/^ *Collecting /{sub(/[^A-Za-z0-9_.-].*/, "", $$2); printf " %s", $$2; fflush()} /^Installing/{printf "\n   unpacking …"; fflush()} END{print ""}'
@@ -43,8 +44,8 @@ format: $(TESTING)  ## let ruff fix and format the sources
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(TESTING)  ## behold and transformers side by side (long: full-size shapes; see benchmarks/)
-	@$(BIN)/python -m benchmarks.run
+bench: $(PEERS)  ## behold, transformers and llama.cpp side by side (20 minutes, full-size shapes; ARGS=--help says more)
+	@$(BIN)/python -m benchmarks.run $(ARGS)
 
 bench-serve: $(TESTING)  ## many clients at once, beside transformers (long: full-size shapes, then a soak of the demo)
 	@$(INSTALL) -q -e '.[bench]'
@@ -70,6 +71,11 @@ $(TESTING): $(RUNTIME)
 	@echo '== installing what the tests need (once)'
 	@$(INSTALL) -e '.[test]' | $(BRIEFLY)
 	@touch $@
+
+$(PEERS): $(TESTING)
+	@echo '== installing the peers (once; llama.cpp is built for this machine, which takes about ten minutes)'
+	@$(INSTALL) -q -e '.[bench]'
+	@if CMAKE_ARGS=-DGGML_NATIVE=ON $(INSTALL) -q llama-cpp-python; then touch $@; else echo '== llama.cpp cannot be built here: its rows are left out'; fi
 
 $(BROWSING): $(TESTING)
 	@echo '== installing what drives the browser (once)'

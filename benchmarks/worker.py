@@ -1,7 +1,7 @@
 """One peer in a process of its own: loads a checkpoint, then answers one timed request per line of standard input.
 
-The code is that of a Hugging Face user, for every peer; only the module it is imported from differs. Answers are JSON
-lines on standard output, everything that libraries print goes to standard error.
+The code is that of a Hugging Face user, and the same for every library that has transformers' classes; llama.cpp is in
+benchmarks.llama. Answers are JSON lines on standard output, everything that libraries print goes to standard error.
 """
 
 from __future__ import annotations
@@ -12,21 +12,18 @@ import sys
 import time
 from dataclasses import dataclass, field
 from importlib import import_module
-from pathlib import Path
 from typing import Any, TextIO
+
+QUESTION = "What is it?"
 
 
 def peak_bytes() -> int:
     """The most resident memory this process has had."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    import resource
+    from behold.api.bench import peak_bytes as peak  # light, but not before the time of importing is taken
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    found = peak()
+    assert found is not None, "this system does not say how much memory a process had"
+    return found
 
 
 @dataclass
@@ -85,8 +82,7 @@ class Peer:
 
     def answer(self, *, picture_seed: int, side: int, prompt_tokens: int, decode_tokens: int) -> dict[str, Any]:
         """Time one request from the decoded picture to the last token; every run has a picture of its own."""
-        picture = noise(picture_seed, side)
-        question = "What is it?"
+        picture, question = noise(picture_seed, side), QUESTION
         missing = prompt_tokens - self.inputs(picture, question)["input_ids"].shape[1]
         question += "?" * max(missing, 0)  # one token a byte
         clock = Clock()
@@ -107,11 +103,20 @@ class Peer:
         later = len(clock.ids) - clock.arrivals[1][1]
         return {
             "prompt_tokens": inputs["input_ids"].shape[1],
+            "picture_sizes": picture_sizes(inputs),
             "first_token_s": first - start,
             "decode_tokens_per_s": later / (last - first) if later else None,
             "peak_bytes": peak_bytes(),
             "ids": clock.ids,
         }
+
+
+def picture_sizes(inputs: Any) -> list[tuple[int, int]]:
+    """(height, width) in pixels of every picture, or crop of one, that the tower is shown: without padding."""
+    pixels, mask = inputs["pixel_values"], inputs.get("pixel_attention_mask")
+    if mask is None:
+        return [tuple(each.shape[-2:]) for each in pixels.flatten(0, -4)]
+    return [(int(each.any(1).sum()), int(each.any(0).sum())) for each in mask.flatten(0, -3).bool()]
 
 
 def noise(seed: int, side: int) -> Any:
@@ -129,15 +134,31 @@ def own_stdout() -> TextIO:
     return ours
 
 
+def load(library: str, setup: dict[str, Any]) -> Any:
+    """A peer: `described` says what loading took, `answer` what a request takes."""
+    if library == "llama.cpp":
+        from benchmarks.llama import LlamaPeer
+
+        return LlamaPeer(**setup)
+    return Peer(library, **setup)
+
+
 def main() -> None:
-    """Read a setup, then requests, one JSON object a line, until standard input ends."""
+    """Read a setup, then requests, one JSON object a line, until standard input ends.
+
+    What the library refuses to load is an answer too: {"refused": why}.
+    """
     out = own_stdout()
 
     def say(record: dict[str, Any]) -> None:
         out.write(json.dumps(record) + "\n")
         out.flush()
 
-    peer = Peer(**json.loads(sys.stdin.readline()))
+    try:
+        peer = load(**json.loads(sys.stdin.readline()))
+    except (ImportError, ValueError) as error:
+        say({"refused": str(error)})
+        raise
     say(peer.described())
     for line in sys.stdin:
         say(peer.answer(**json.loads(line)))

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.run import SETTLE_S, Worker
+from benchmarks.process import SETTLE_S, Worker
 from benchmarks.serving.figures import Bar
 from benchmarks.serving.report import Outcome, seconds
 
@@ -29,7 +29,11 @@ class Peers:
         """One operation of one peer; its process is started by the first."""
         if library not in self._workers:
             self._say(f"loading {library}")
-            self._workers[library] = Worker.start(library, self._folder, self._options, "benchmarks.serving.worker")
+            setup = {"library": library, "folder": str(self._folder)}
+            setup |= {"dtype": self._options.dtype, "device": self._options.device}
+            self._workers[library] = Worker.start(
+                library, setup, threads=self._options.threads, module="benchmarks.serving.worker"
+            )
             warm_up = {"pictures": [9999], "side": self._options.side, "tokens": 4, "together": False, "options": {}}
             self._workers[library].ask({"do": "answers", **warm_up})
         time.sleep(SETTLE_S)

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from behold._version import __version__
-from behold.api.cli import ask, chat, models, serve, show
+from behold.api.cli import ask, bench, chat, models, serve, show
 from behold.api.cli.terminal import complain
 
 HELP = "Ask questions about images with open vision-language models."
@@ -41,6 +41,7 @@ app.command("ask", short_help="Answer a question about pictures.")(ask.ask)
 app.command("chat", short_help="Talk about pictures.")(chat.chat)
 app.command("serve", short_help="Answer over HTTP: the OpenAI API and a chat page.")(serve.serve)
 app.command("show", short_help="Draw what the model sees of a picture.")(show.show)
+app.command("bench", short_help="Measure speed and memory on this machine.")(bench.bench)
 app.command("models", short_help="List what can be used, and what is on this machine.")(models.models)
 
 

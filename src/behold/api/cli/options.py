@@ -61,15 +61,21 @@ class CheckpointChoice:
 
 
 @dataclass(frozen=True)
-class ModelChoice(CheckpointChoice):
+class RunChoice(CheckpointChoice):
+    """Which checkpoint, where and in what it is run."""
+
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …", rich_help_panel=_MODEL)] = "auto"
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16.", rich_help_panel=_MODEL)] = "auto"
+
+
+@dataclass(frozen=True)
+class ModelChoice(RunChoice):
     """Which checkpoint, and how it is run."""
 
     quantize: Annotated[
         str | None,
         typer.Option("--quantize", metavar="SCHEME", help="Smaller weights, such as int8.", rich_help_panel=_MODEL),
     ] = None
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …", rich_help_panel=_MODEL)] = "auto"
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16.", rich_help_panel=_MODEL)] = "auto"
 
     def open(self) -> VLM:
         """The model, loaded.
