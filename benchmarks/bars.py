@@ -42,7 +42,7 @@ BARS = (
     Bar(IDEFICS2, "behold:int4", SPEED, None, 4.0),
     Bar(IDEFICS2, "behold:int4", PEAK, None, 9e9),
 )
-HEAD = ("", "", "", "against", "", "ratio", "to reach")
+HEAD = ("row", "figure", "ours", "against", "theirs", "ratio", "to reach")
 
 
 def lines(shapes: str, rows: Sequence[Measured], bars: Sequence[Bar] = BARS) -> list[list[str]]:

@@ -106,9 +106,9 @@ def make(folder: Path, kind: str) -> Path:
     matrices, embeddings, eye_matrices = KINDS[kind]
     text, eye = _text_writer(source, unfinished / TEXT), _eye_writer(source, unfinished / EYE)
     for name, array in source.tensors():
-        if (new := _renamed(name, TEXT_NAMES)) is not None:
+        if (new := renamed(name, TEXT_NAMES)) is not None:
             _add(text, new, array, embeddings if new.startswith(("token_embd", "output.")) else matrices)
-        elif (new := _renamed(name, EYE_NAMES)) is not None:
+        elif (new := renamed(name, EYE_NAMES)) is not None:
             _add(
                 eye, new, array, {"v.patch_embd.weight": "F16", "v.position_embd.weight": "F32"}.get(new, eye_matrices)
             )
@@ -123,7 +123,8 @@ def make(folder: Path, kind: str) -> Path:
     return made
 
 
-def _renamed(name: str, rules: dict[str, str]) -> str | None:
+def renamed(name: str, rules: dict[str, str]) -> str | None:
+    """What a tensor is called in one of the files, or None where it is in the other."""
     for pattern, replacement in rules.items():
         new, found = re.subn(f"^{pattern}", replacement, name)
         if found:

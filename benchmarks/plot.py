@@ -80,22 +80,19 @@ def _panel(column: Column, marks: Sequence[Mark], top: int) -> list[str]:
     parts = [_text(12, top + 20, column.title, weight="600"), _text(LABELS, top + 20, better, FAINT)]
     for number, mark in enumerate(marks):
         y = top + HEAD + LINE * number
-        middle, end = y + THICK / 2, LABELS + scale * mark.value
+        middle = y + THICK / 2
         parts.append(_text(12, y + 13, mark.title))
         fill = OURS if mark.ours else THEIRS
         parts.append(f'<rect x="{LABELS}" y="{y}" width="{scale * mark.value:.1f}" height="{THICK}" fill="{fill}"/>')
-        reach = end
         if mark.low != mark.high:
             low, high = LABELS + scale * mark.low, LABELS + scale * mark.high
             parts.append(f'<path d="M{low:.1f} {middle}H{high:.1f}" stroke="{INK}" stroke-width="1.5"/>')
-            reach = max(reach, high)
         if mark.floor is not None and scale * mark.floor <= BAR_ROOM:
             x = LABELS + scale * mark.floor
             parts.append(
                 f'<path d="M{x:.1f} {y - 3}V{y + THICK + 3}" stroke="{INK}" stroke-width="2" stroke-dasharray="3 2"/>'
             )
-            reach = max(reach, x)
-        parts.append(_text(reach + 8, y + 13, mark.text))
+        parts.append(_text(LABELS + BAR_ROOM + 14, y + 13, mark.text))
     return parts
 
 

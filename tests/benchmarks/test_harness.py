@@ -1,31 +1,28 @@
-"""The benchmark harness: its shapes, its report, and one run on the tiny shapes, so that it does not rot."""
+"""The benchmark harness: its shapes, its rows, and one run on the tiny shapes, so that it does not rot."""
 
 from __future__ import annotations
 
+import io
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from safetensors import safe_open
 
-from benchmarks.checkpoint import Blueprint, blueprint, make
-from benchmarks.report import Measured, section, write_results
+from benchmarks import gguf_files, probe, run
+from benchmarks.checkpoint import blueprint, make
+from benchmarks.rows import ALL, ROWS, USUAL, Row
 
-ROOT = Path(__file__).parents[2]
+LLAVA = "llava-interleave-qwen-0.5b"
 
 
-def measured(name: str, *, first: float, speed: float) -> Measured:
-    load = {"dtype": "float32", "load_s": 1.0, "import_s": 1.0, "load_bytes": 1e9}
-    answer = {"first_token_s": first, "decode_tokens_per_s": speed, "peak_bytes": 2e9, "prompt_tokens": 760}
-    return Measured(name, [load], [answer, answer | {"first_token_s": first + 9}, answer])
+# --- made checkpoints ------------------------------------------------------------------------------------------------
 
 
 def test_full_size_shapes_add_up() -> None:
     """864 M parameters in 715 tensors, as the published files have."""
-    plan = blueprint("llava-interleave-qwen-0.5b")
+    plan = blueprint(LLAVA)
     assert (len(plan.tensors), plan.n_parameters) == (715, 864_031_264)
     assert plan.tensors["language_model.model.layers.23.mlp.up_proj.weight"] == (2816, 1024)
 
@@ -69,28 +66,126 @@ def test_large_weights_are_sharded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(list(folder.glob("model-*.safetensors"))) == len(set(index["weight_map"].values())) > 1
 
 
-def test_the_report_shows_medians_and_how_many_times_better(tmp_path: Path) -> None:
-    plan = Blueprint("toy", "bfloat16", {}, None, None, {}, {"w": (1000, 1000)})
-    rows = [measured("transformers", first=4.0, speed=5.0), measured("behold", first=2.0, speed=20.0)]
-    options = {"dtype": "float32", "device": "cpu", "threads": 2, "decode": 32, "runs": 3}
-    text = section(plan, rows, options)
-    assert "| first token | 4.00 s (4.00–13.00) | 2.00 s (2.00–11.00) | 2.00× |" in text
-    assert "| decode | 5.00 tok/s (5.00–5.00) | 20.00 tok/s (20.00–20.00) | 4.00× |" in text
-    path = tmp_path / "RESULTS.md"
-    other = text.replace("## toy", "## another")
-    for part in (text, other, text.replace("20.00 tok/s", "21.00 tok/s")):
-        write_results(path, part)
-    written = path.read_text()
-    assert written.count("## toy") == written.count("## another") == 1
-    assert "21.00 tok/s" in written
-    assert written.startswith("# Results\n")
+# --- files for llama.cpp ---------------------------------------------------------------------------------------------
 
 
-def test_a_run_on_tiny_shapes(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.run", "--shapes", "tiny", "--rows", "behold", "--runs", "1"]
-    command += ["--decode", "3", "--prompt", "60", "--threads", "1", "--cache", str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]), "COLUMNS": "120"}
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    assert "first token" in run.stdout
-    assert "tok/s" in run.stdout
+def test_every_tensor_has_one_place_in_the_files_for_llama_cpp() -> None:
+    """All but the norm after the layer that is read, and none twice."""
+    tensors = blueprint(LLAVA).tensors
+    rules = (gguf_files.TEXT_NAMES, gguf_files.EYE_NAMES)
+    places = {name: [new for table in rules if (new := gguf_files.renamed(name, table))] for name in tensors}
+    assert [name for name, found in places.items() if len(found) != 1] == [
+        gguf_files.UNUSED + "bias",
+        gguf_files.UNUSED + "weight",
+    ]
+    named = [found[0] for found in places.values() if found]
+    assert len(set(named)) == len(named)
+    assert places["language_model.model.layers.7.self_attn.o_proj.weight"] == ["blk.7.attn_output.weight"]
+    assert places["vision_tower.vision_model.encoder.layers.25.mlp.fc2.bias"] == ["v.blk.25.ffn_down.bias"]
+
+
+def test_other_families_have_no_files_for_llama_cpp(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "idefics2"}')
+    with pytest.raises(gguf_files.UnwritableError, match="idefics2"):
+        gguf_files.make(tmp_path, "q8_0")
+
+
+def test_files_for_llama_cpp_hold_the_weights(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf", reason="pip install gguf")
+    plan = blueprint("tiny")
+    source = make(plan, tmp_path)
+    folder = gguf_files.make(source, "q4_0")
+    text, eye = (gguf.GGUFReader(folder / name) for name in (gguf_files.TEXT, gguf_files.EYE))
+    kinds = {tensor.name: tensor.tensor_type.name for reader in (text, eye) for tensor in reader.tensors}
+    assert len(kinds) == len(plan.tensors) - 2
+    assert (kinds["token_embd.weight"], kinds["blk.1.ffn_up.weight"]) == ("Q8_0", "Q4_0")
+    assert (kinds["v.blk.0.ffn_up.weight"], kinds["blk.0.attn_q.bias"]) == ("F16", "F32")
+    with safe_open(source / "model.safetensors", "pt") as weights:
+        wanted = weights.get_tensor("language_model.model.layers.1.mlp.up_proj.weight").float().numpy()
+    (found,) = [tensor for tensor in text.tensors if tensor.name == "blk.1.ffn_up.weight"]
+    values = gguf.quants.dequantize(found.data, found.tensor_type)
+    assert abs(values - wanted).max() < abs(wanted).max() / 7  # sixteen steps from one end to the other
+    assert gguf_files.make(source, "q4_0") == folder
+
+
+# --- rows and turns --------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_named_once_and_say_what_they_need() -> None:
+    assert len(ROWS) == len(ALL) and set(USUAL) < set(ROWS)
+    assert Row("x", "x", "x", needs={"no_such_module.inner": "a-package", "json": "other"}).missing == ["a-package"]
+    assert ROWS["transformers"].held("bfloat16").kv == "bfloat16"
+    assert ROWS["behold:int4"].held("float32").text == "int4"
+
+
+def turns(*words: str) -> run.Turns:
+    plan = blueprint("tiny")
+    return run.Turns(run.parse(["--shapes", "tiny", *words]), plan, Path("nowhere"), Console(file=io.StringIO()))
+
+
+def test_slow_rows_are_measured_less_and_say_so() -> None:
+    slow, other = ROWS["transformers:int8"], ROWS["behold"]
+    usual = turns("--rows", slow.name, other.name)
+    assert [(usual.runs(row), usual.decode(row)) for row in (slow, other)] == [(2, 8), (5, 32)]
+    full = turns("--full")
+    assert (full.runs(slow), full.decode(slow)) == (5, 32)
+    few = turns("--runs", "1", "--decode", "3")
+    assert (few.runs(slow), few.decode(slow)) == (1, 3)
+    usual.rows = [slow, other]
+    usual.check()
+    assert usual.notes == ["transformers, quanto int8 is slow: 2 runs, 8 tokens after the first"]
+
+
+def test_turns_begin_with_another_row_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "SETTLE_S", 0.0)
+    three = turns()
+    three.rows = [ROWS["behold"], ROWS["transformers"], ROWS["behold:int8"]]
+    orders = [[row.name for row in three.in_turn(number)] for number in range(4)]
+    assert [order[0] for order in orders] == ["behold", "transformers", "behold:int8", "behold"]
+    assert orders[1] == ["transformers", "behold:int8", "behold"]
+
+
+def test_unknown_rows_and_counts_are_usage_errors() -> None:
+    for words in (["--rows", "no-such-row"], ["--runs", "0"]):
+        with pytest.raises(SystemExit):
+            run.parse(words)
+
+
+def test_the_probe_measures_this_machine(tmp_path: Path) -> None:
+    program = probe.build(tmp_path)
+    if program is None:
+        pytest.skip("no C compiler")
+    assert probe.build(tmp_path) == program
+    rates = probe.measure(program, 1, 0.001)
+    assert {"read_gb_s", "float_gop_s"} <= set(rates) and min(rates.values()) > 0
+
+
+def test_a_run_on_tiny_shapes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """behold and transformers give the same tokens; who is missing, or cannot be loaded, is told and left out."""
+    strangers = {
+        "absent": Row("absent", "absent", "x", needs={"no_such_module": "such-a-package"}),
+        "refused": Row("refused", "refused", "no_such_library"),
+        "broken": Row("broken", "broken", "json"),
+    }
+    monkeypatch.setattr(run, "ROWS", ROWS | strangers)
+    monkeypatch.setattr(run, "SETTLE_S", 0.0)
+    monkeypatch.setattr(run, "RESULTS", tmp_path / "RESULTS.md")
+    monkeypatch.setenv("COLUMNS", "150")
+    words = ["--shapes", "tiny", "--rows", "transformers", "behold", *strangers, "--runs", "1", "--decode", "3"]
+    words += ["--prompt", "60", "--threads", "1", "--cache", str(tmp_path), "--probe-seconds", "0.001"]
+    with pytest.raises(SystemExit) as leaving:
+        run.main([*words, "--json", str(tmp_path / "all.json"), "--write"])
+    said = capsys.readouterr().out
+    assert leaving.value.code == 1  # for the broken one
+    assert "absent is left out: pip install such-a-package" in said
+    assert "refused is left out: No module named 'no_such_library'" in said
+    assert "broken is left out: its process failed" in said and "AutoProcessor" in said
+    assert "behold: 4 of 4 tokens as transformers" in said
+    record = json.loads((tmp_path / "all.json").read_text())
+    assert list(record["rows"]) == ["transformers", "behold"]
+    for row in record["rows"].values():
+        (answer,) = row["answers"]
+        assert (answer["prompt_tokens"], answer["picture_sizes"], len(answer["ids"])) == (60, [[56, 56]], 4)
+    assert "![" in (tmp_path / "RESULTS.md").read_text() and (tmp_path / "tiny-cpu.svg").exists()
