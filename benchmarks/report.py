@@ -158,12 +158,18 @@ def bars_table(run: Run) -> list[list[str]]:
 
 
 def agreements(rows: Sequence[Measured]) -> list[str]:
-    """How far the answers of each row are those of the first: with equal weights, whether the work is the same."""
+    """How far the answers of each row are those of the first: with the same weights, whether the work is the same.
+
+    Random weights may say one token over and over, so that it is told how many different ones there are.
+    """
     lines = []
     for row in rows[1:]:
         pairs = [(a["ids"], b["ids"]) for a, b in zip(rows[0].answers, row.answers, strict=False)]
         same = median(common(ours, theirs) for ours, theirs in pairs)
-        lines.append(f"{row.row.title}: {same:.0f} of {1 + row.n_decoded} tokens as {rows[0].row.title}")
+        different = len({token for answer in row.answers for token in answer["ids"]})
+        lines.append(
+            f"{row.row.title}: {same:.0f} of {1 + row.n_decoded} tokens ({different} different) as {rows[0].row.title}"
+        )
     return lines
 
 

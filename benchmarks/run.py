@@ -169,7 +169,8 @@ class Turns:
         for row in self.rows:
             runs, decode = self.runs(row), self.decode(row)
             if (runs, decode) != (self.options.runs, self.options.decode):
-                self.notes.append(f"{row.title} is slow: {runs} runs, {decode} tokens after the first")
+                times = f"{runs} {'run' if runs == 1 else 'runs'}"
+                self.notes.append(f"{row.title} is slow: {times}, {decode} tokens after the first")
 
 
 def measure(plan: Blueprint, folder: Path, options: argparse.Namespace, console: Console) -> tuple[Run, list[str]]:

@@ -137,7 +137,7 @@ def test_a_section_has_figures_floors_bars_and_notes() -> None:
     )
     assert "reading memory 30.0 GB/s" in text and "| behold, int8 | 3.09 s | 77 % |" in text
     assert "| behold, int8 | first token | 4.00 s | llama.cpp, Q8_0 | 10.00 s | 0.40× | ≤ 0.42×: reached |" in text
-    assert "- a note\n- the same answers? behold, int8: 2 of 3 tokens as llama.cpp, Q8_0" in text
+    assert "- a note\n- the same answers? behold, int8: 2 of 3 tokens (3 different) as llama.cpp, Q8_0" in text
     assert len(terminal_tables(run)) == 3
 
 
@@ -151,7 +151,7 @@ def test_without_a_probe_or_bars_there_are_figures_only() -> None:
 def test_answers_are_compared_as_far_as_both_go() -> None:
     assert [common([1, 2, 3], [1, 2]), common([1, 2], [3]), common([], [])] == [2, 0, 0]
     rows = [measured("behold", first=1, speed=1), measured("behold:int8", first=1, speed=1, ids=(1, 2))]
-    assert agreements(rows) == ["behold, int8: 2 of 2 tokens as behold"]
+    assert agreements(rows) == ["behold, int8: 2 of 2 tokens (2 different) as behold"]
 
 
 def test_a_section_replaces_the_one_of_its_name(tmp_path: Path) -> None:
