@@ -5,23 +5,22 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncGenerator, Iterable
-from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
-from behold.api.server.choices import Choices, Written, cut_off, total, written
+from behold.api.server.choices import Choices, Written, cut_off, respond, total
 from behold.api.server.errors import api_error_of, error_body
 from behold.api.server.inputs import chat_messages, conversation_in
 from behold.api.server.logprobs import entries, shown
 from behold.api.server.options import chat_params, template_variables
-from behold.api.server.refusals import CHAT, refuse
+from behold.api.server.refusals import CHAT
 from behold.api.server.schemas import read
 from behold.api.server.schemas_chat import ChatRequest
 from behold.api.server.service import Service
-from behold.api.server.sse import DONE, EventStream, event, unless_gone
+from behold.api.server.sse import DONE, event, unless_gone
 from behold.api.server.usage import timings_of, usage_of
 from behold.processing.token_bytes import TokenBytes
 from behold.types import Delta, Timings, TokenLogprob
@@ -32,19 +31,13 @@ router = APIRouter()
 @router.post("/v1/chat/completions", response_model=None)
 async def create(request: Request) -> Response:
     """One answer or several to a conversation with pictures, in the OpenAI API's shapes."""
-    service: Service = request.app.state.service
-    shape, choices = await _begin(request, service)
-    if shape.stream:
-        return EventStream(_chunks(shape, choices), close=choices.aclose)
-    async with aclosing(choices):
-        return JSONResponse(shape.completion(await unless_gone(request, written(choices))))
+    shape, choices = await _begin(request, request.app.state.service)
+    return await respond(request, choices, _chunks(shape, choices) if shape.stream else None, shape.completion)
 
 
 async def _begin(request: Request, service: Service) -> tuple[_Shape, Choices]:
     """Everything up to the queue, what is cheap to refuse first. The body's pictures are let go with the frame."""
-    asked = await read(request, ChatRequest, service)
-    service.check_model(asked.model)
-    refuse(asked.given, CHAT)
+    asked = await read(request, ChatRequest, service, CHAT)
     variables, policy = template_variables(asked), service.settings.media_policy
 
     async def begun() -> Choices:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
 from behold.api.server.errors import unavailable
 from behold.api.server.logprobs import shown
+from behold.api.server.sse import EventStream, unless_gone
 from behold.types import Delta, TokenLogprob, Usage
 
 # Requests that are refused are refused at once; so long a client waits for the status of one that is not.
@@ -117,6 +123,19 @@ async def written(choices: Choices) -> list[Written]:
     async for index, delta in choices:
         answers[index].add(delta)
     return answers
+
+
+async def respond(
+    request: Request,
+    choices: Choices,
+    events: AsyncGenerator[bytes, None] | None,
+    whole: Callable[[list[Written]], dict[str, Any]],
+) -> Response:
+    """The stream of `events`, or without them one body: what `whole` makes of all answers."""
+    if events is not None:
+        return EventStream(events, close=choices.aclose)
+    async with aclosing(choices):
+        return JSONResponse(whole(await unless_gone(request, written(choices))))
 
 
 def total(answers: Sequence[Written]) -> Usage:

@@ -13,8 +13,8 @@ from starlette.responses import JSONResponse, Response
 
 from behold.api.server.errors import api_error_of
 from behold.api.server.inputs import chat_messages
-from behold.api.server.refusals import Rules, refuse
-from behold.api.server.schemas import Body, read
+from behold.api.server.refusals import Rules
+from behold.api.server.schemas import Asked, read
 from behold.api.server.schemas_chat import ChatMessage
 from behold.api.server.service import Service
 from behold.api.server.sse import unless_gone
@@ -30,10 +30,9 @@ router = APIRouter()
 _RULES: Rules = {"chat_template_kwargs": (({},), "the prompt is shown as the template writes it by itself")}
 
 
-class LookRequest(Body):
+class LookRequest(Asked):
     """The messages of a chat completion; its sampling options change nothing of what is seen, and are ignored."""
 
-    model: str | None = None
     messages: list[ChatMessage] = Field(min_length=1)
 
 
@@ -41,9 +40,7 @@ class LookRequest(Body):
 async def see(request: Request) -> Response:
     """The prompt as the model reads it, and each picture as its tower gets it: PNG in a data: URI, and its tokens."""
     service: Service = request.app.state.service
-    asked = await read(request, LookRequest, service)
-    service.check_model(asked.model)
-    refuse(asked.given, _RULES)
+    asked = await read(request, LookRequest, service, _RULES)
 
     def seen() -> Response:
         messages = chat_messages(asked.messages, service.settings.media_policy)

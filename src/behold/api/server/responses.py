@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
 
 from fastapi import APIRouter
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
-from behold.api.server.choices import Choices, Written, written
+from behold.api.server.choices import Choices, Written, respond
 from behold.api.server.errors import api_error_of
 from behold.api.server.inputs import conversation_in, response_messages
 from behold.api.server.logprobs import shown
@@ -19,7 +18,7 @@ from behold.api.server.response_shape import EventWriter, ResponseShape
 from behold.api.server.schemas import read
 from behold.api.server.schemas_responses import ResponsesRequest
 from behold.api.server.service import Service
-from behold.api.server.sse import EventStream, unless_gone
+from behold.api.server.sse import unless_gone
 from behold.processing.token_bytes import TokenBytes
 from behold.types import Message, SamplingParams
 
@@ -29,20 +28,14 @@ router = APIRouter()
 @router.post("/v1/responses", response_model=None)
 async def create(request: Request) -> Response:
     """One answer to a question or a conversation with pictures, in the OpenAI API's shapes."""
-    service: Service = request.app.state.service
-    shape, choices = await _begin(request, service)
-    if shape.stream:
-        return EventStream(_events(shape, choices), close=choices.aclose)
-    async with aclosing(choices):
-        (answer,) = await unless_gone(request, written(choices))
-        return JSONResponse(shape.finished(answer))
+    shape, choices = await _begin(request, request.app.state.service)
+    events = _events(shape, choices) if shape.stream else None
+    return await respond(request, choices, events, lambda answers: shape.finished(*answers))
 
 
 async def _begin(request: Request, service: Service) -> tuple[ResponseShape, Choices]:
     """Everything up to the queue, what is cheap to refuse first. The body's pictures are let go with the frame."""
-    asked = await read(request, ResponsesRequest, service)
-    service.check_model(asked.model)
-    refuse(asked.given, RESPONSES)
+    asked = await read(request, ResponsesRequest, service, RESPONSES)
     refuse(asked.text.given if asked.text else {}, TEXT, inside="text")
     variables, policy = template_variables(asked), service.settings.media_policy
 

@@ -1,4 +1,4 @@
-"""What the bodies of the two answering endpoints have in common, and how a body is read.
+"""What the bodies of the endpoints have in common, and how a body is read.
 
 Names, defaults and ranges are the OpenAI API's where it has the field. Fields that are not declared are kept: some of
 them are refused (see refusals), all others ignored.
@@ -14,13 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from behold.api.server.errors import ApiError
+from behold.api.server.refusals import Rules, refuse
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
     from behold.api.server.service import Service
 
-BodyT = TypeVar("BodyT", bound="Body")
+AskedT = TypeVar("AskedT", bound="Asked")
 
 _SMALL_BYTES = 1 << 16
 CLOSED_REQUEST = 499  # nobody reads it; it keeps such requests apart in logs and metrics
@@ -38,7 +39,13 @@ class Body(BaseModel):
         return {name: value for name, value in {**fields, **(self.model_extra or {})}.items() if value is not None}
 
 
-class SamplingBody(Body):
+class Asked(Body):
+    """A whole body. model: the one it is for; without it, the one there is."""
+
+    model: str | None = None
+
+
+class SamplingBody(Asked):
     """How to choose tokens: OpenAI's fields, vLLM's further ones under its names, and loop_stop.
 
     temperature: absent or 0 is greedy, which is behold's default on every door; OpenAI's is 1. `top_p`, `top_k` or
@@ -69,13 +76,20 @@ class SamplingBody(Body):
     chat_template_kwargs: dict[str, Any] | None = None
 
 
-async def read(request: Request, kind: type[BodyT], service: Service) -> BodyT:
+async def read(request: Request, kind: type[AskedT], service: Service, rules: Rules) -> AskedT:
     """The request's body as `kind`; a large one, which holds pictures, is parsed in a thread.
 
     Raises:
-        ApiError: 400, not JSON, or a field has a wrong type or value (`param` names the first); 415, not said to be
-            JSON; 499, the client went away.
+        ApiError: 400, not JSON, a field has a wrong type or value, or `rules` refuse it (`param` names the first); 404,
+            for another model; 415, not said to be JSON; 499, the client went away.
     """
+    asked = await _body(request, kind, service)
+    service.check_model(asked.model)
+    refuse(asked.given, rules)
+    return asked
+
+
+async def _body(request: Request, kind: type[AskedT], service: Service) -> AskedT:
     said = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if said != "application/json" and not (said.startswith("application/") and said.endswith("+json")):
         # Also what keeps a page of another origin out: a browser asks first before it sends JSON.
@@ -91,7 +105,7 @@ async def read(request: Request, kind: type[BodyT], service: Service) -> BodyT:
     return await service.in_thread(lambda: _parsed(body, kind))
 
 
-def _parsed(body: bytes, kind: type[BodyT]) -> BodyT:
+def _parsed(body: bytes, kind: type[AskedT]) -> AskedT:
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:

@@ -28,7 +28,6 @@ class ChatMessage(Body):
 class ChatRequest(SamplingBody):
     """max_tokens and max_completion_tokens are the same thing. n: that many answers to the one prompt."""
 
-    model: str | None = None
     messages: list[ChatMessage] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)

@@ -25,7 +25,6 @@ class ResponsesRequest(SamplingBody):
     include: "message.output_text.logprobs" is honoured; other values name things that no answer here has.
     """
 
-    model: str | None = None
     input: str | list[Any] = Field(min_length=1)
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1)

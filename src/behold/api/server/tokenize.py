@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse, Response
 from behold.api.server.errors import api_error_of
 from behold.api.server.inputs import chat_messages
 from behold.api.server.options import chat_params, template_variables
-from behold.api.server.refusals import CHAT, refuse
+from behold.api.server.refusals import CHAT
 from behold.api.server.schemas import read
 from behold.api.server.schemas_chat import ChatRequest
 from behold.api.server.service import Service
@@ -25,9 +25,7 @@ router = APIRouter()
 async def tokenize(request: Request) -> Response:
     """The body of a chat completion, refused as there; its token ids, and what it would need now."""
     service: Service = request.app.state.service
-    asked = await read(request, ChatRequest, service)
-    service.check_model(asked.model)
-    refuse(asked.given, CHAT)
+    asked = await read(request, ChatRequest, service, CHAT)
     variables, policy = template_variables(asked), service.settings.media_policy
 
     async def estimated() -> dict[str, Any]:
