@@ -13,6 +13,8 @@ PEERS := $(VENV)/.behold-peers
 INSTALL := $(BIN)/python -m pip install --progress-bar off -c constraints.txt
 # pip's story in two lines: the packages as they are fetched, and when they are unpacked
 BRIEFLY := awk '/^ *Collecting /{sub(/[^A-Za-z0-9_.-].*/, "", $$2); printf " %s", $$2; fflush()} /^Installing/{printf "\n   unpacking …"; fflush()} END{print ""}'
+# A process for each core, up to 4 (each holds torch and transformers); a file's tests share its fixtures in one of them
+SPREAD ?= -n logical --maxprocesses 4 --dist loadfile
 PICTURE ?= examples/scene.png
 QUESTION ?= What do we see in this image?
 
@@ -34,7 +36,7 @@ test: $(TESTING)  ## lint, format check, types, tests with coverage (installs wh
 	@echo '== mypy'
 	@$(BIN)/mypy
 	@echo '== pytest'
-	@$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	@$(BIN)/python -m pytest $(SPREAD) --cov --cov-report=term:skip-covered
 
 test-browser: $(BROWSING)  ## the chat page in a headless Chromium (installs what it needs)
 	@scripts/chromium --install >/dev/null

@@ -35,6 +35,11 @@ def talkative(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def hears_ctrl_c() -> None:
+    """What a shell does for a command in the foreground; who ran the tests in the background may ignore Ctrl+C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def spawn(tmp_path: Path) -> Iterator[Spawn]:
     """Starts the command in a pseudo-terminal of its own; whatever is left of it is ended with the test."""
@@ -50,6 +55,7 @@ def spawn(tmp_path: Path) -> Iterator[Spawn]:
             timeout=START_S,
             encoding="utf-8",
             codec_errors="replace",
+            preexec_fn=hears_ctrl_c,
         )
         children.append(child)
         return child
@@ -152,11 +158,14 @@ def test_the_commands_of_a_conversation(spawn: Spawn, talkative: Path, tmp_path:
     assert ended(child) == 0
 
 
-def test_a_pipe_that_nothing_comes_from_is_waited_for_with_a_word(talkative: Path) -> None:
+def test_a_pipe_that_nothing_comes_from_is_waited_for_with_a_word(talkative: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
     words = f"ask Hello -m {talkative} --max-new-tokens 2 --json"
-    child = pexpect.spawn("/bin/sh", ["-c", f"sleep 6 | {sys.executable} -m behold {words}"], timeout=START_S)
+    child = pexpect.spawn("/bin/sh", ["-c", f"{sys.executable} -m behold {words} < {pipe}"], timeout=START_S)
     try:
-        child.expect("waiting for a picture or text on standard input")
+        with open(pipe, "wb"):
+            child.expect("waiting for a picture or text on standard input")
         child.expect('"image_tokens": 0')
     finally:
         child.close(force=True)

@@ -207,27 +207,6 @@ def test_with_nothing_to_do_it_ends_at_once() -> None:
         assert code == 0 and "Traceback" not in err, err
 
 
-def command(*options: str) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "behold", "serve", *options]
-    return subprocess.run(words, capture_output=True, text=True, timeout=WAIT_S, check=False)
-
-
-def test_a_port_in_use_is_told_before_the_model_is_loaded(tmp_path: Path) -> None:
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        done = command("--model", str(tmp_path / "no such model"), "--port", port)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: cannot listen at 127.0.0.1:" + port) and "in use" in done.stderr
-    assert "Traceback" not in done.stderr and not done.stdout
-
-
-def test_an_address_that_is_not_here() -> None:
-    done = command("--model", "demo", "--host", "203.0.113.7")
-    assert done.returncode == 1 and "203.0.113.7" in done.stderr and "--host" in done.stderr
-
-
 def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['prometheus_client'] = None\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}

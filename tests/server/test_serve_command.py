@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -89,10 +90,19 @@ def test_the_key_may_be_in_the_environment(serve: Callable[..., Ran], monkeypatc
         (["--deadline", "0"], 1, "deadline_s"),
         (["--api-key", "ké"], 1, "API key"),
         (["--host", "no such host"], 1, "--host"),
+        (["--host", "203.0.113.7"], 1, "cannot listen at 203.0.113.7"),
     ],
-    ids=["port", "waiting", "deadline", "key", "host"],
+    ids=["port", "waiting", "deadline", "key", "host", "not here"],
 )
 def test_what_cannot_be_is_said(serve: Callable[..., Ran], options: list[str], code: int, said: str) -> None:
     found, settings, out, err = serve(*options)
     assert (found, settings, out) == (code, None, "")
     assert said in err
+
+
+def test_a_port_in_use_is_told_before_the_model_is_loaded(serve: Callable[..., Ran]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        code, settings, out, err = serve("--model", "no such model", "--port", port)
+    assert (code, settings, out) == (1, None, "")
+    assert err.startswith("error: cannot listen at 127.0.0.1:" + port) and "in use" in err
