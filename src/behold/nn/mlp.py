@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from behold.errors import UnsupportedModelError
+from behold.kernels import pointwise_f32
 from behold.nn.linear import Linear
 
 Activation = Callable[[Tensor], Tensor]
@@ -68,8 +69,15 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, width) to (…, out)."""
-        y: Tensor = self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+        y: Tensor = self.down_proj(_gated(self.act, self.gate_proj(x), self.up_proj(x)))
         return y
+
+
+def _gated(act: Activation, gate: Tensor, up: Tensor) -> Tensor:
+    """act(gate) · up, of one shape."""
+    if act is F.silu and pointwise_f32.suits_gate(gate, up):
+        return pointwise_f32.silu_times(gate, up)
+    return act(gate) * up
 
 
 class MLP(nn.Module):

@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from behold.kernels import pointwise_f32
+
 
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
@@ -70,4 +72,6 @@ class Rotary(nn.Module):
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """(N, H, d) rotated by the angles of its rows: x · cos + (second half, first half) · signed sin."""
+    if pointwise_f32.suits_rotation(x, cosines, sines):
+        return pointwise_f32.rotate(x, cosines, sines)
     return torch.addcmul(x * cosines, x.roll(x.shape[-1] // 2, dims=-1), sines)

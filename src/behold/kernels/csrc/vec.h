@@ -25,6 +25,8 @@ static inline float sum8(v8 v) {
     return (a + c) + (b + d);
 }
 
+static inline v8 min8(v8 a, v8 b) { return a < b ? a : b; } // b where a is not a number
+
 // e^x to about two units in the last place, for x up to 88; 0 below -87.
 static inline v8 exp8(v8 x) {
     typedef int32_t i8 __attribute__((vector_size(32)));

@@ -1,0 +1,60 @@
+"""What stands between the products of a decoder layer, float32: norms, rotations and gates in one pass each.
+
+torch makes six to eight passes of a root mean square norm on a CPU: 80 µs for one row of 1024, here 3.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from behold.kernels import native
+
+FORK_NUMBERS = 1 << 15  # less is done before a second thread has begun
+
+
+def suits_norm(x: Tensor, weight: Tensor) -> bool:
+    """Whether `rms_norm` can be used."""
+    return native.LIBRARY is not None and x.shape[-1] % 8 == 0 and native.ready(x, weight)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """(…, D) and (D,) to (…, D), as F.rms_norm."""
+    assert native.LIBRARY is not None
+    out, width = torch.empty_like(x), weight.shape[0]
+    native.LIBRARY.bh_rms_norm_f32(
+        x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.numel() // width, width, eps, _threads(x)
+    )
+    return out
+
+
+def suits_rotation(x: Tensor, cosines: Tensor, sines: Tensor) -> bool:
+    """Whether `rotate` can be used."""
+    return native.LIBRARY is not None and x.shape[-1] % 16 == 0 and native.ready(x, cosines, sines)
+
+
+def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """(N, H, d), with cosines and signed sines (N, 1, d), to (N, H, d), as behold.nn.rotary.rotate."""
+    assert native.LIBRARY is not None
+    out = torch.empty_like(x)
+    native.LIBRARY.bh_rotate_f32(
+        x.data_ptr(), cosines.data_ptr(), sines.data_ptr(), out.data_ptr(), *x.shape, _threads(x)
+    )
+    return out
+
+
+def suits_gate(gate: Tensor, up: Tensor) -> bool:
+    """Whether `silu_times` can be used."""
+    return native.LIBRARY is not None and gate.numel() % 8 == 0 and native.ready(gate, up)
+
+
+def silu_times(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) · up, of one shape."""
+    assert native.LIBRARY is not None
+    out = torch.empty_like(gate)
+    native.LIBRARY.bh_silu_times_f32(gate.data_ptr(), up.data_ptr(), out.data_ptr(), gate.numel(), _threads(gate))
+    return out
+
+
+def _threads(x: Tensor) -> int:
+    return torch.get_num_threads() if x.numel() >= FORK_NUMBERS else 1
