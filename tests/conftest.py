@@ -13,6 +13,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="behold-tests-")
+os.environ["BEHOLD_CACHE"] = os.path.join(os.environ["HF_HOME"], "behold")
+os.environ["BEHOLD_CACHE_LIMIT"] = "0"  # every load quantizes, but in tests of the cache
 os.environ.pop("HF_TOKEN", None)
 os.environ.pop("HF_ENDPOINT", None)
 os.environ.pop("BEHOLD_MODEL", None)

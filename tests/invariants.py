@@ -63,7 +63,9 @@ class Subject:
         return [(prompt, self.params) for prompt in self.prompts]
 
 
-def load(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Subject:
+def load(
+    folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32, quantize: str | None = None
+) -> Subject:
     """A checkpoint with five prompts: text only, one picture, two, a picture seen before, a long one."""
     from behold.checkpoint.files import CheckpointFiles
     from behold.models.load import load_model
@@ -72,7 +74,7 @@ def load(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float3
     files = CheckpointFiles.read(folder)
     family = find_family(files.config)
     processor = Processor.load(files, family.layout(family.read_config(files.config), files))
-    model = load_model(files, device=torch.device(device), dtype=dtype, progress=False)
+    model = load_model(files, device=torch.device(device), dtype=dtype, quantize=quantize, progress=False)
     wide, tall = picture(40, 28, 0), picture(26, 44, 1)
     asked: list[tuple[list[Image.Image], str]] = [
         ([], "Which colour is it?"),
@@ -326,6 +328,14 @@ ALL: tuple[Callable[[Subject], None], ...] = (
     streamed_equals_whole,
     sampled_the_same_whatever_runs,
     joined_and_left_equals_alone,
+)
+
+# what a scale for a whole batch, or for whatever was read together, would break
+QUANTIZED: tuple[Callable[[Subject], None], ...] = (
+    cached_equals_uncached,
+    batched_equals_alone,
+    chunked_equals_whole,
+    beginnings_shared_equal_alone,
 )
 
 

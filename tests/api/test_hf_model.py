@@ -154,7 +154,7 @@ def test_refused_when_loaded(options: dict[str, Any], message: str) -> None:
         (lambda: BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="int4"), "bnb_4bit_quant_type"),
         (lambda: BitsAndBytesConfig(load_in_8bit=True, llm_int8_enable_fp32_cpu_offload=True), "offload"),
         (lambda: QuantoConfig(weights="float8").scheme, "float8"),
-        (lambda: BitsAndBytesConfig(load_in_4bit=True).scheme, "load_in_4bit"),
+        (lambda: QuantoConfig(weights="int2").scheme, "int2"),
     ],
 )
 def test_refused_quantizations(make: Any, message: str) -> None:

@@ -13,15 +13,25 @@ from tests import invariants, toys
 NAMES = (*toys.TOYS, DEMO)
 
 
+# one of each family, in both schemes
+QUANTIZED = (("llava-siglip-qwen2", "int8"), ("idefics2", "int4"))
+
+
 @functools.cache
-def subject(name: str) -> invariants.Subject:
-    return invariants.load(demo_folder() if name == DEMO else toys.checkpoint(name))
+def subject(name: str, quantize: str | None = None) -> invariants.Subject:
+    return invariants.load(demo_folder() if name == DEMO else toys.checkpoint(name), quantize=quantize)
 
 
 @pytest.mark.parametrize("check", invariants.ALL, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("name", NAMES)
 def test_invariant(name: str, check: Callable[[invariants.Subject], None]) -> None:
     check(subject(name))
+
+
+@pytest.mark.parametrize("check", invariants.QUANTIZED, ids=lambda check: check.__name__)
+@pytest.mark.parametrize(("name", "scheme"), QUANTIZED)
+def test_quantized_invariant(name: str, scheme: str, check: Callable[[invariants.Subject], None]) -> None:
+    check(subject(name, scheme))
 
 
 @pytest.mark.parametrize("name", toys.TOYS)

@@ -131,15 +131,19 @@ def test_one_weight_is_in_memory_at_a_time(tmp_path: Path) -> None:
         module = nn.Sequential(*(nn.Linear(8, 8, bias=False) for _ in range(4)))
     decoded: list[weakref.ref[torch.Tensor]] = []
 
-    def finished(name: str, layer: nn.Module) -> None:
-        assert [ref() for ref in decoded] == [None] * len(decoded)
-        decoded.append(weakref.ref(layer.weight))
-        module[int(name)] = nn.Identity()
+    class Finished:
+        def takes(self, name: str) -> bool:
+            return True
+
+        def __call__(self, name: str, layer: nn.Module) -> None:
+            assert [ref() for ref in decoded] == [None] * len(decoded)
+            decoded.append(weakref.ref(layer.weight))
+            module[int(name)] = nn.Identity()
 
     stored = arrived.gather(stored_tensors(tmp_path))
     rules = RenameRules()
     load_weights(
-        module, tmp_path, rules, device=torch.device("cpu"), dtype=torch.float32, finished=finished, stored=stored
+        module, tmp_path, rules, device=torch.device("cpu"), dtype=torch.float32, finished=Finished(), stored=stored
     )
     assert len(decoded) == 4
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,7 @@ def open_model(
     dtype: str | torch.dtype | None = "auto",
     quantize: str | None = None,
     attention: str = "auto",
+    cache_limit: str | int | None = None,
     progress: bool | None = None,
 ) -> VisionLanguageModel:
     """The weights of a checkpoint as a module in eval mode. `progress` None shows a bar only on a terminal.
@@ -81,7 +83,30 @@ def open_model(
         quantize=quantize,
         progress=sys.stderr.isatty() if progress is None else progress,
         attention=attention,
+        cache_limit=cache_limit,
     )
+
+
+def open_both(
+    files: CheckpointFiles,
+    *,
+    device: str | torch.device | None = "auto",
+    dtype: str | torch.dtype | None = "auto",
+    quantize: str | None = None,
+    attention: str = "auto",
+    cache_limit: str | int | None = None,
+) -> tuple[Processor, VisionLanguageModel]:
+    """`open_processor` and `open_model` at the same time: a large tokenizer takes as long as weights that are kept.
+
+    Raises:
+        BeholdError: what either of them raises.
+    """
+    with ThreadPoolExecutor(max_workers=1) as aside:
+        processor = aside.submit(open_processor, files)
+        model = open_model(
+            files, device=device, dtype=dtype, quantize=quantize, attention=attention, cache_limit=cache_limit
+        )
+        return processor.result(), model
 
 
 def open_engine(

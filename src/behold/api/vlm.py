@@ -12,7 +12,7 @@ from behold.api.chat import Chat
 from behold.api.choose import Choice, Chooser
 from behold.api.progress import counting
 from behold.api.sampling import SamplingOptions, generation_defaults, sampling_params
-from behold.api.session import open_checkpoint, open_engine, open_model, open_processor
+from behold.api.session import open_both, open_checkpoint, open_engine
 from behold.api.stream import AnswerStream
 from behold.api.structured import M, PydanticModel
 from behold.api.turns import ImageLike, Images, Item, Messages, conversation, messages_of, user_message
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
     from typing_extensions import Unpack
 
+    from behold.api.quantization import QuantizationReport
     from behold.checkpoint.files import CheckpointFiles
     from behold.engine.engine import Engine
     from behold.engine.request import Request
@@ -37,6 +38,7 @@ def load(
     dtype: str | torch.dtype = "auto",
     quantize: str | None = None,
     attention: str = "auto",
+    cache_limit: str | int | None = None,
     revision: str | None = None,
     offline: bool = False,
 ) -> VLM:
@@ -44,12 +46,17 @@ def load(
 
     "auto" picks what is fast and right on this machine. `offline=True` uses what is cached and never the network.
 
+    quantize: "int8" or "int4" makes the weights smaller; they are kept on disk, and the next load takes no time.
+    cache_limit: what all such weights may take there, in bytes or as "20 GB"; 0 keeps none. None is the variable
+        BEHOLD_CACHE_LIMIT, or 32 GB.
+
     Raises:
         BeholdError: the checkpoint cannot be found, read or used; the message says why and what to do.
     """
     files = open_checkpoint(id_or_dir, revision=revision, local_files_only=offline)
-    processor = open_processor(files)
-    model = open_model(files, device=device, dtype=dtype, quantize=quantize, attention=attention)
+    processor, model = open_both(
+        files, device=device, dtype=dtype, quantize=quantize, attention=attention, cache_limit=cache_limit
+    )
     engine = open_engine(model, tokenizer=processor.tokenizer, eos_token_ids=processor.eos_token_ids)
     return VLM(str(id_or_dir), files, processor=processor, model=model, engine=engine)
 
@@ -78,6 +85,7 @@ class VLM:
         self.processor = processor
         self.model = model
         self.engine = engine
+        self._files = files
         self._defaults = generation_defaults(files.generation)
 
     def __repr__(self) -> str:
@@ -287,6 +295,18 @@ class VLM:
     def chat(self, *, system: str | None = None) -> Chat:
         """A conversation that keeps its history; each picture is encoded once."""
         return Chat(self, system=system)
+
+    def quantization_report(self) -> QuantizationReport:
+        """What became of each quantized layer: its scheme, its bytes, and its output's error on a built-in picture.
+
+        The full weights are read again for it, one layer at a time.
+
+        Raises:
+            OptionError: the model is not quantized.
+        """
+        from behold.api.quantization import measure
+
+        return measure(self.model, self.processor, self._files)
 
     # --- what the doors share ------------------------------------------------------------------------------------
 

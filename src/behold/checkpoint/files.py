@@ -13,6 +13,7 @@ The order of precedence is that of transformers 5 (processing_utils, image_proce
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from behold.errors import CheckpointError, CheckpointNotFoundError
 Json = dict[str, Any]
 
 _RENAMED_KEYS = {"torch_dtype": "dtype", "image_token_index": "image_token_id"}
+_ADDED_TOKENS = re.compile(r'"added_tokens"\s*:\s*(?=\[)')
 _TOKEN_KEYS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -153,5 +155,16 @@ def _added_tokens(folder: Path, tokenizer_config: Json) -> Iterator[tuple[str, i
     for text, identifier in _read_json(folder / "added_tokens.json").items():
         yield text, identifier
     if not tokenizer_config.get("added_tokens_decoder"):  # tokenizer.json is large: read it only where it must be
-        for token in _read_json(folder / "tokenizer.json").get("added_tokens") or ():
+        for token in _tokenizers_added(folder / "tokenizer.json"):
             yield token["content"], token["id"]
+
+
+def _tokenizers_added(path: Path) -> list[Json]:
+    """The list "added_tokens" of a tokenizer.json. It stands before the vocabulary, which is not parsed for it."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    found = _ADDED_TOKENS.search(text)
+    try:
+        value = json.JSONDecoder().raw_decode(text, found.end())[0] if found else None
+    except json.JSONDecodeError:
+        value = None
+    return value if isinstance(value, list) else _read_json(path).get("added_tokens") or []

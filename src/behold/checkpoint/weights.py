@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,6 +60,16 @@ class StoredWeight(Protocol):
     def read(self) -> Tensor:
         """The values, in memory of their own."""
         ...
+
+
+class Finisher(Protocol):
+    """Told of each submodule as soon as its parameters are in place, so that it can be replaced (quantised)."""
+
+    def takes(self, name: str) -> bool:
+        """Whether it will replace the submodule: its weights then come on the CPU, in the type they are stored in."""
+        ...
+
+    def __call__(self, name: str, module: nn.Module) -> object: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +124,14 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """
     tensors: dict[str, StoredTensor] = {}
     for path in _weight_files(folder):
-        for tensor in _read_header(path):
+        for tensor in file_tensors(path):
             tensors[tensor.name] = tensor
     return tensors
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """How safetensors headers spell a type."""
+    return next(name for name, known in _TORCH_DTYPES.items() if known == dtype)
 
 
 def stored_dtype(folder: Path) -> torch.dtype | None:
@@ -136,7 +152,7 @@ def load_weights(
     device: torch.device,
     dtype: torch.dtype,
     progress: Progress | None = None,
-    finished: Callable[[str, nn.Module], None] | None = None,
+    finished: Finisher | None = None,
     stored: Mapping[str, StoredWeight] | None = None,
 ) -> None:
     """Fills `module` (built on the meta device) from a folder; nothing is read before names and shapes agree.
@@ -144,31 +160,53 @@ def load_weights(
     Args:
         stored: the weights by their names in the files, where they are not simply the tensors of the folder.
         progress: called after each tensor with the bytes done and the bytes in all.
-        finished: called with the name and the submodule as soon as all parameters of one submodule are in place, so
-            that it can be replaced (quantised) before the next is read.
+        finished: called with the name and the submodule as soon as all parameters of one submodule are in place; the
+            next submodule's are read meanwhile.
 
     Raises:
         WeightsError: one report of missing, unexpected, doubled and wrongly shaped weights.
         CheckpointNotFoundError: as `stored_tensors`.
     """
     plan = check(module, stored_tensors(folder) if stored is None else stored, rules)
-    mappings: dict[Path, Tensor] = {}
     total, done = sum(tensor.n_bytes for tensor in plan.values()), 0
+    # what is replaced soon is not mapped: the pages would stay in memory beside the replacement
+    mappings: dict[Path, Tensor] | None = None if finished else {}
     # by name: a list of the modules themselves would keep alive those that `finished` replaces
-    for prefix in [name for name, _ in module.named_modules()]:
+    owners = {name: [key for key, _ in owner.named_parameters(recurse=False)] for name, owner in module.named_modules()}
+
+    def read(prefix: str) -> list[Tensor]:
+        replaced = finished is not None and finished.takes(prefix)
+        tensors = [plan[f"{prefix}.{key}" if prefix else key] for key in owners[prefix]]
+        if replaced:
+            return [tensor.read() for tensor in tensors]
+        return [_materialise(tensor, mappings, device, dtype) for tensor in tensors]
+
+    for prefix, values in _read_ahead(read, [prefix for prefix, keys in owners.items() if keys], finished is not None):
         owner = module.get_submodule(prefix)
-        names = [name for name, _ in owner.named_parameters(recurse=False)]
-        for name in names:
-            tensor = plan[f"{prefix}.{name}" if prefix else name]
-            # what is replaced soon is not mapped: the pages would stay in memory beside the replacement
-            value = _materialise(tensor, None if finished else mappings, device, dtype)
-            setattr(owner, name, nn.Parameter(value, requires_grad=False))
-            del value  # it would stay in memory beside the next one
-            done += tensor.n_bytes
+        for key in owners[prefix]:
+            setattr(owner, key, nn.Parameter(values.pop(0), requires_grad=False))
+            done += plan[f"{prefix}.{key}" if prefix else key].n_bytes
             if progress:
                 progress(done, total)
-        if names and finished:
+        if finished:
             finished(prefix, owner)
+        del owner  # it would stay in memory beside the next one
+
+
+def _read_ahead(
+    read: Callable[[str], list[Tensor]], names: list[str], ahead: bool
+) -> Iterator[tuple[str, list[Tensor]]]:
+    """(name, what was read for it), each read while the one before is worked on, or only when its turn comes."""
+    if not ahead:
+        yield from ((name, read(name)) for name in names)
+        return
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="behold-read") as reader:
+        coming = [reader.submit(read, name) for name in names[:1]]
+        for number, name in enumerate(names):
+            values = coming.pop().result()
+            coming += [reader.submit(read, after) for after in names[number + 1 : number + 2]]
+            yield name, values
+            del values
 
 
 def check(module: nn.Module, stored: Mapping[str, StoredWeight], rules: RenameRules) -> dict[str, StoredWeight]:
@@ -269,7 +307,12 @@ def _indexed_files(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _read_header(path: Path) -> Iterator[StoredTensor]:
+def file_tensors(path: Path) -> Iterator[StoredTensor]:
+    """Every tensor of one safetensors file, in the order of its header; no data is read.
+
+    Raises:
+        WeightsError: the file is damaged or cut off.
+    """
     damaged = f"{path} is not a valid safetensors file"
     file_bytes = path.stat().st_size
     with path.open("rb") as file:

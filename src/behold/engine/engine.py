@@ -40,7 +40,7 @@ class Engine:
     ) -> None:
         options = options or EngineOptions()
         self._bytes_a_token = bytes_a_token(model.config.text, model.dtype)
-        self._bytes_an_image_token = model.decoder.embed_tokens.weight.shape[1] * model.dtype.itemsize
+        self._bytes_an_image_token = model.config.text.hidden_size * model.dtype.itemsize
         kv_bytes = budget_bytes(model.device) if options.kv_cache_bytes is None else options.kv_cache_bytes
         step_tokens = options.max_step_tokens or (1024 if model.device.type == "cpu" else 2048)
         self.max_waiting = options.max_waiting

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from behold.models.decoder import Decoder
     from behold.nn.attention import CacheView
     from behold.processing.layout import ImageLayout
+    from behold.quant.schemes import Layer
     from behold.types import ImageInput
 
 
@@ -31,6 +32,8 @@ class VisionLanguageModel(nn.Module, ABC):
     """Vision tower + connector + one text decoder. No state between calls: positions and caches are arguments."""
 
     config: ModelConfig
+    quantized_layers: tuple[Layer, ...] = ()
+    """What became of each layer that was quantized while it was loaded."""
 
     @property
     @abstractmethod
@@ -51,11 +54,11 @@ class VisionLanguageModel(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        return self.decoder.embed_tokens.weight.device
+        return self.decoder.norm.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.decoder.embed_tokens.weight.dtype
+        return self.decoder.norm.weight.dtype
 
     def embed(self, ids: Tensor, image_rows: Tensor | None = None, at: Tensor | None = None) -> Tensor:
         """Token embeddings of ids (N,) with image_rows (M, D) written over the rows `at` (M,). Returns (N, D)."""

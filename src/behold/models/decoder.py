@@ -15,6 +15,7 @@ from behold.nn.linear import Linear, product
 from behold.nn.mlp import GatedMLP
 from behold.nn.norms import RMSNorm
 from behold.nn.rotary import Rotary, rotate
+from behold.quant.linear import QuantizedEmbedding
 
 if TYPE_CHECKING:
     from behold.models.config import TextConfig
@@ -99,6 +100,8 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(R, D) to (R, V)."""
+        if self.lm_head is None and isinstance(self.embed_tokens, QuantizedEmbedding):
+            return self.embed_tokens.logits(hidden)
         if self.lm_head is None:
             return product(hidden, self.embed_tokens.weight)
         out: Tensor = self.lm_head(hidden)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,16 +12,26 @@ from huggingface_hub.utils.tqdm import tqdm
 
 from behold.checkpoint.prequantized.formats import read_prequantized
 from behold.checkpoint.prequantized.layout import without_zero_biases
-from behold.checkpoint.weights import StoredWeight, equal_data, load_weights, stored_dtype, stored_tensors
+from behold.checkpoint.weights import (
+    StoredTensor,
+    StoredWeight,
+    equal_data,
+    load_weights,
+    stored_dtype,
+    stored_tensors,
+)
 from behold.errors import OptionError
 from behold.kernels import native
 from behold.models.registry import find_family
-from behold.quant.apply import quantizer
+from behold.quant.apply import Quantizer
+from behold.quant.keep import Keeper, Shelf
+from behold.quant.schemes import find_scheme
 
 if TYPE_CHECKING:
     from behold.checkpoint.files import CheckpointFiles
     from behold.checkpoint.rename import RenameRules
-    from behold.models.base import VisionLanguageModel
+    from behold.checkpoint.weights import Progress
+    from behold.models.base import Family, VisionLanguageModel
     from behold.models.config import ModelConfig
 
 ATTENTIONS = ("auto", "eager", "sdpa", "flash_attention_2")
@@ -34,12 +45,13 @@ def load_model(
     quantize: str | None = None,
     progress: bool = True,
     attention: str = "auto",
+    cache_limit: str | int | None = None,
 ) -> VisionLanguageModel:
     """The model of a folder, in eval mode and without gradients.
 
     A checkpoint that arrives quantized by another program is decoded one weight at a time.
     quantize: None (such a checkpoint then runs in `dtype`, at that size) or a name from quant.schemes; weights are
-    quantised one by one while they are read.
+    quantised one by one while they are read, and kept on disk for the next time. cache_limit: see quant.cache.
     attention: every name stands for torch's fused attention, which is what there is so far.
 
     Raises:
@@ -53,28 +65,84 @@ def load_model(
         native.say_what_is_missing()
     family = find_family(files.config)
     config = family.read_config(files.config)
-    finished = quantizer(quantize, device)
-    stored = _stored_weights(files)
+    tensors = stored_tensors(files.folder)
+    model, shelf = None, None
+    if quantize is not None:
+        find_scheme(quantize)
+        paths, name = {tensor.path for tensor in tensors.values()}, _name(files.folder)
+        shelf = Shelf(paths, files.config, name=name, scheme=quantize, dtype=dtype, limit=cache_limit)
+        model = _kept_model(shelf, family, config)
+    if model is None:
+        bar = _Bar("Loading weights" if shelf is None else "Quantizing weights") if progress else None
+        try:
+            model = _read_model(files, tensors, family, config, shelf, device=device, dtype=dtype, progress=bar)
+        finally:
+            if bar:
+                bar.close()
+    return model.to(device).eval()
+
+
+def _kept_model(shelf: Shelf, family: Family, config: ModelConfig) -> VisionLanguageModel | None:
+    """The model with weights that were quantized before; None where none are kept."""
+    kept = shelf.read()
+    if kept is None:
+        return None
+    with torch.device("meta"):
+        model = family.build(_untied(config) if kept.untied else config)
+    layers = kept.fill(model)
+    if layers is None:
+        return None
+    model.quantized_layers = layers
+    return model
+
+
+def _read_model(
+    files: CheckpointFiles,
+    tensors: Mapping[str, StoredTensor],
+    family: Family,
+    config: ModelConfig,
+    shelf: Shelf | None,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    progress: Progress | None,
+) -> VisionLanguageModel:
+    """The model with the checkpoint's weights, quantized as the shelf's are, and put there."""
+    stored = _gathered(files, tensors)
     config, rules = _settle_head(config, family.rename, stored)
     with torch.device("meta"):
         model = family.build(config)
     stored = without_zero_biases(stored, {name for name, _ in model.named_parameters()}, rules)
-    bar = _Bar() if progress else None
-    try:
+    if shelf is None:
+        load_weights(model, files.folder, rules, device=device, dtype=dtype, progress=progress, stored=stored)
+        return model
+    quantizer = Quantizer(shelf.scheme, model, decoder=model.decoder, device=device, dtype=dtype)
+    filled = sum(1 for module in model.modules() if any(True for _ in module.parameters(recurse=False)))
+    with Keeper(quantizer, shelf, n_modules=filled) as keeper:
         load_weights(
-            model,
-            files.folder,
-            rules,
-            device=device,
-            dtype=dtype,
-            progress=bar,
-            finished=finished(model) if finished else None,
-            stored=stored,
+            model, files.folder, rules, device=device, dtype=dtype, progress=progress, finished=keeper, stored=stored
         )
-    finally:
-        if bar:
-            bar.close()
-    return model.to(device).eval()
+        keeper.finish(untied=not config.text.tied)
+    model.quantized_layers = tuple(quantizer.layers)
+    return model
+
+
+def full_weights(model: VisionLanguageModel, files: CheckpointFiles) -> dict[str, StoredWeight]:
+    """What a model's weights are in its checkpoint, by our names; nothing is read yet.
+
+    Raises:
+        WeightsError: the files are damaged.
+        CheckpointNotFoundError: they are gone.
+    """
+    stored = _gathered(files, stored_tensors(files.folder))
+    rules = find_family(files.config).rename
+    return {ours: stored[names[0]] for ours, names in rules.apply_all(stored).items()}
+
+
+def _name(folder: Path) -> str:
+    """What a person calls a checkpoint: its id on the hub, or its folder."""
+    owner, _, name = folder.absolute().parent.parent.name.removeprefix("models--").partition("--")
+    return f"{owner}/{name}" if name and folder.parent.name == "snapshots" else str(folder.absolute())
 
 
 def checkpoint_dtype(files: CheckpointFiles) -> torch.dtype | None:
@@ -84,9 +152,9 @@ def checkpoint_dtype(files: CheckpointFiles) -> torch.dtype | None:
     return dtype if isinstance(dtype, torch.dtype) else stored_dtype(files.folder)
 
 
-def _stored_weights(files: CheckpointFiles) -> Mapping[str, StoredWeight]:
+def _gathered(files: CheckpointFiles, tensors: Mapping[str, StoredTensor]) -> Mapping[str, StoredWeight]:
     """What the folder's files hold, by the names there; a weight stored in parts is one entry."""
-    arrived, tensors = read_prequantized(files.config), stored_tensors(files.folder)
+    arrived = read_prequantized(files.config)
     return arrived.gather(tensors) if arrived else tensors
 
 
@@ -102,20 +170,25 @@ def _settle_head(
         return config, rules
     embeddings = names.get(head.replace("lm_head.weight", "embed_tokens.weight"))
     if embeddings and not equal_data(stored[names[head]], stored[embeddings]):
-        return replace(config, text=replace(config.text, tied=False)), rules
+        return _untied(config), rules
     return config, rules.dropping("lm_head.weight")
+
+
+def _untied(config: ModelConfig) -> ModelConfig:
+    return replace(config, text=replace(config.text, tied=False))
 
 
 class _Bar:
     """A progress bar on a terminal, for loads that take longer than a second."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str) -> None:
+        self._what = what
         self._bar: tqdm | None = None
 
     def __call__(self, done: int, total: int) -> None:
         if self._bar is None:
             self._bar = tqdm(  # type: ignore[no-untyped-call]
-                total=total, unit="B", unit_scale=True, desc="Loading weights", delay=1.0, disable=None, leave=False
+                total=total, unit="B", unit_scale=True, desc=self._what, delay=1.0, disable=None, leave=False
             )
         self._bar.update(done - self._bar.n)
 

@@ -11,6 +11,11 @@ from behold.kernels import linear_f32, onednn
 class Linear(nn.Linear):
     """x · weightᵀ + bias."""
 
+    def reset_parameters(self) -> None:
+        """Nothing on the meta device, whose layers are filled from a file: for hundreds of them it would take time."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
     def forward(self, input: Tensor) -> Tensor:
         """(…, K) to (…, N)."""
         return product(input, self.weight, self.bias)

@@ -1,47 +1,191 @@
-"""Quantisation as a module swap: linear layers are replaced one by one, models know nothing of it."""
+"""Quantisation as a module swap: layers are replaced one by one, models know nothing of it.
+
+A layer's stored form is chosen by where it is (schemes.py) and checked at once: its output on a few random rows is
+compared with the full weights', and where it is further off than its gate, a safer form takes its place.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from behold.quant.linear import Int8Linear
-from behold.quant.schemes import find_scheme
+from behold.quant.linear import Int4Linear, Int8Linear, QuantizedEmbedding, QuantizedLinear
+from behold.quant.schemes import FULL, GATES, SAFER, Layer, find_scheme
 
-# The head stays: it decides between close candidates, and a tied one is the embedding table.
-KEPT = ("lm_head",)
+_LINEARS: dict[str, type[QuantizedLinear]] = {"int8": Int8Linear, "int4": Int4Linear}
+_EIGHT_BIT = ("lm_head", "embed_tokens")  # of the decoder, whatever the scheme
+_PROBE_ROWS = 8
+_PIECE = 1 << 22  # weights that are widened at a time
+
+Quantized = QuantizedLinear | QuantizedEmbedding
 
 
-def quantize_(model: nn.Module, scheme: str, *, skip: tuple[str, ...] = ()) -> nn.Module:
-    """Replaces every linear layer of `model`, in place, except the head and names that end with one of `skip`.
+class Quantizer:
+    """The hook of `load_weights` that replaces each layer of one model as soon as it is filled.
+
+    layers: what became of each, in the order in which they came.
+    """
+
+    def __init__(
+        self,
+        scheme: str,
+        model: nn.Module,
+        *,
+        decoder: nn.Module | None = None,
+        skip: tuple[str, ...] = (),
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """decoder: the part of `model` (None: all of it) that holds the text decoder. skip: ends of names that stay.
+
+        device, dtype: where and as what a layer goes on (None: as it came); it is rounded where it is.
+
+        Raises:
+            OptionError: no such scheme.
+        """
+        chosen = find_scheme(scheme)
+        self.layers: list[Layer] = []
+        self._model, self._device, self._dtype = model, device, dtype
+        self._asked: dict[str, str] = {}
+        inside = {id(module) for module in (model if decoder is None else decoder).modules()}
+        for name, module in model.named_modules():
+            last, is_text = name.rpartition(".")[2], id(module) in inside
+            wanted = isinstance(module, nn.Linear) or (
+                isinstance(module, nn.Embedding) and is_text and last == "embed_tokens"
+            )
+            if wanted and not name.endswith(skip or "\n"):
+                in_text = "int8" if last in _EIGHT_BIT else chosen.decoder
+                self._asked[name] = in_text if is_text else chosen.elsewhere
+
+    def takes(self, name: str) -> bool:
+        """Whether the submodule of this name is replaced, so that its weight may come in any type."""
+        return name in self._asked
+
+    def __call__(self, name: str, module: nn.Module) -> Quantized | None:
+        """Replaces a filled submodule; returns what took its place, None where it stays."""
+        asked = self._asked.get(name)
+        if asked is None:
+            return None
+        assert isinstance(module, nn.Linear | nn.Embedding)
+        dtype = self._dtype or module.weight.dtype
+        small, layer = round_layer(name, module, asked)
+        self.layers.append(layer)
+        if small is None:
+            module.to(device=self._device, dtype=dtype)
+            return None
+        small.to(device=self._device, dtype=dtype)
+        _put(self._model, name, small)
+        return small
+
+
+def quantize_(
+    model: nn.Module, scheme: str, *, decoder: nn.Module | None = None, skip: tuple[str, ...] = ()
+) -> list[Layer]:
+    """Replaces every layer that `scheme` replaces, in place, but for names that end with one of `skip`.
 
     Raises:
         OptionError: no such scheme.
     """
-    find_scheme(scheme)
-    for name, module in list(model.named_modules()):
-        _swap(model, name, module, skip)
-    return model
+    quantizer = Quantizer(scheme, model, decoder=decoder, skip=skip)
+    for name in [name for name, _ in model.named_modules() if quantizer.takes(name)]:
+        quantizer(name, model.get_submodule(name))
+    return quantizer.layers
 
 
-def quantizer(
-    scheme: str | None, device: torch.device
-) -> Callable[[nn.Module], Callable[[str, nn.Module], None]] | None:
-    """For `load_weights(finished=…)`: given the model, a hook that replaces each linear layer once it is filled.
+@torch.no_grad()
+def round_layer(name: str, module: nn.Linear | nn.Embedding, asked: str) -> tuple[Quantized | None, Layer]:
+    """(the layer in the first form from `asked` on that keeps its gate, None where none does; what became of it)."""
+    weight = module.weight.detach()
+    bias = module.bias if isinstance(module, nn.Linear) else None
+    before = weight.nbytes + (0 if bias is None else bias.nbytes)
+    if bias is not None:
+        bias.data = bias.data.float()  # as the probe's rows are
+    refused: dict[str, float] = {}
+    scheme = asked
+    while scheme != FULL:
+        small = QuantizedEmbedding.of(module) if isinstance(module, nn.Embedding) else _LINEARS[scheme].of(module)
+        error = probe_error(small, weight, bias)
+        if error <= GATES[scheme]:
+            return small, Layer(name, asked, scheme, before, small.n_bytes, error, refused)
+        refused[scheme] = error
+        scheme = SAFER[scheme]
+    return None, Layer(name, asked, FULL, before, before, 0.0, refused)
 
-    Raises:
-        OptionError: no such scheme.
+
+def probe_error(small: Quantized, weight: Tensor, bias: Tensor | None) -> float:
+    """The relative error of a layer's output, without bias, on the same few rows of random signs for every layer.
+
+    Such rows are as good as any others without a direction, and their own rounding is exact: what shows is that of the
+    weights alone. weight: (N, K) before it was rounded, in any type.
     """
-    if scheme is None:
-        return None
-    find_scheme(scheme)
-    return lambda model: lambda name, module: _swap(model, name, module, ())
+    signs = torch.randint(0, 2, (_PROBE_ROWS, weight.shape[1]), generator=torch.Generator().manual_seed(0))
+    rows = signs.float().mul_(2).sub_(1)
+    if isinstance(small, QuantizedEmbedding):
+        ours = small.logits(rows)
+    else:
+        ours = small(rows) if bias is None else small(rows) - bias
+    return relative_error(ours, full_product(rows, weight))
 
 
-def _swap(model: nn.Module, name: str, module: nn.Module, skip: tuple[str, ...]) -> None:
-    if not isinstance(module, nn.Linear) or name.endswith((*KEPT, *skip)):
-        return
+def full_product(x: Tensor, weight: Tensor) -> Tensor:
+    """x (M, K) float32 times weight (N, K) of any type, (M, N) float32; the weight is widened a piece at a time."""
+    rows = max(_PIECE // weight.shape[1], 1)
+    starts = range(0, weight.shape[0], rows)
+    return torch.cat([F.linear(x, weight[start : start + rows].float()) for start in starts], dim=-1)
+
+
+def relative_error(ours: Tensor, exact: Tensor) -> float:
+    """||ours - exact|| / ||exact||; what is 0 exactly must be so here, too."""
+    off, size = float((ours.float() - exact).norm()), float(exact.norm())
+    return off / size if size else (0.0 if not off else float("inf"))
+
+
+# --- kept weights ------------------------------------------------------------------------------------------------
+
+
+def tensors_of(name: str, module: nn.Module) -> dict[str, Tensor]:
+    """What one submodule (without those below it) is made of, by names that `restore` understands."""
+    own = module.state() if isinstance(module, Quantized) else dict(module.named_parameters(recurse=False))
+    return {f"{name}.{key}" if name else key: tensor for key, tensor in own.items()}
+
+
+def restore(model: nn.Module, layers: Sequence[Layer], tensors: Mapping[str, Tensor], dtype: torch.dtype) -> bool:
+    """Fills a model on the meta device from what `tensors_of` gave for all of its modules; False where some is missing.
+
+    Tensors are taken as they are: they may be views of a mapped file.
+    """
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        prefix, _, key = name.rpartition(".")
+        parts.setdefault(prefix, {})[key] = tensor
+    try:
+        for layer in layers:
+            if layer.scheme != FULL:
+                _put(model, layer.name, _restored(model.get_submodule(layer.name), layer, parts.pop(layer.name), dtype))
+        for prefix, own in parts.items():
+            module = model.get_submodule(prefix)
+            for key, tensor in own.items():
+                if module.get_parameter(key).shape != tensor.shape:
+                    return False
+                setattr(module, key, nn.Parameter(tensor, requires_grad=False))
+    except (KeyError, AttributeError, ValueError, RuntimeError):
+        return False
+    return not any(parameter.is_meta for parameter in model.parameters())
+
+
+def _restored(module: nn.Module, layer: Layer, state: dict[str, Tensor], dtype: torch.dtype) -> Quantized:
+    if isinstance(module, nn.Embedding):
+        size = {"num_embeddings": module.num_embeddings, "embedding_dim": module.embedding_dim}
+        return QuantizedEmbedding.from_state(state, **size).to(dtype)
+    assert isinstance(module, nn.Linear)
+    kind = _LINEARS[layer.scheme]
+    return kind.from_state(state, in_features=module.in_features, out_features=module.out_features)
+
+
+def _put(model: nn.Module, name: str, module: Any) -> None:  # noqa: ANN401 - what nn.Module's setattr takes
     parent, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(parent), attribute, Int8Linear.of(module))
+    setattr(model.get_submodule(parent), attribute, module)

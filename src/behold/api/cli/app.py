@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from behold._version import __version__
-from behold.api.cli import ask, bench, chat, models, serve, show
+from behold.api.cli import ask, bench, cache, chat, models, quantization, serve, show
 from behold.api.cli.terminal import complain
 
 HELP = "Ask questions about images with open vision-language models."
@@ -43,6 +43,8 @@ app.command("serve", short_help="Answer over HTTP: the OpenAI API and a chat pag
 app.command("show", short_help="Draw what the model sees of a picture.")(show.show)
 app.command("bench", short_help="Measure speed and memory on this machine.")(bench.bench)
 app.command("models", short_help="List what can be used, and what is on this machine.")(models.models)
+app.command("quantization", short_help="Show what quantizing does to each layer.")(quantization.quantization)
+app.add_typer(cache.cache, short_help="List or clear the quantized weights that are kept on disk.")
 
 
 def _print_version(wanted: bool) -> None:

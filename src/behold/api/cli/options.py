@@ -74,7 +74,16 @@ class ModelChoice(RunChoice):
 
     quantize: Annotated[
         str | None,
-        typer.Option("--quantize", metavar="SCHEME", help="Smaller weights, such as int8.", rich_help_panel=_MODEL),
+        typer.Option("--quantize", metavar="SCHEME", help="Smaller weights: int8 or int4.", rich_help_panel=_MODEL),
+    ] = None
+    cache_limit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="What quantized weights may take on disk, such as 20GB; 0 keeps none. [default: 32GB]",
+            show_default=False,
+            rich_help_panel=_MODEL,
+        ),
     ] = None
 
     def open(self) -> VLM:
@@ -91,6 +100,7 @@ class ModelChoice(RunChoice):
             device=self.device,
             dtype=self.dtype,
             quantize=self.quantize,
+            cache_limit=self.cache_limit,
             revision=self.revision,
             offline=self.offline,
         )

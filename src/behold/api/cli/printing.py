@@ -5,11 +5,11 @@ from __future__ import annotations
 import json as json_module
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from behold.api.cli.terminal import note, timing_line, write
+from behold.api.cli.terminal import harmless, note, timing_line, write
 
 if TYPE_CHECKING:
     from behold.api.stream import AnswerStream
@@ -92,3 +92,21 @@ def print_json(record: Mapping[str, Any]) -> None:
     ascii_only = (sys.stdout.encoding or "utf-8").lower().replace("-", "") != "utf8"
     text = json_module.dumps(record, ensure_ascii=ascii_only)
     write(_UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n")
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Rows under their columns' names; as wide as they are where nobody looks. Nothing where there are no rows."""
+    if not rows:
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text(harmless(cell), overflow="fold") for cell in row))
+    console = Console(file=sys.stdout, highlight=False)
+    if not sys.stdout.isatty():
+        console.width = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+    console.print(table)

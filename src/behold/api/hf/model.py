@@ -20,7 +20,7 @@ from behold.api.hf.forward import ModelOutput, forward_rows, kept, loss_of
 from behold.api.hf.generation import GenerationConfig
 from behold.api.hf.loading import LoadOptions, read_load_options
 from behold.api.hf.unsupported import FOREIGN
-from behold.api.session import open_checkpoint, open_engine, open_model, open_processor
+from behold.api.session import open_both, open_checkpoint, open_engine
 from behold.errors import OptionError
 
 if TYPE_CHECKING:
@@ -98,8 +98,7 @@ def load(id_or_dir: str | Path, options: LoadOptions) -> ImageTextToTextModel:
         token=options.hub.token,
         local_files_only=options.hub.local_files_only,
     )
-    processor = open_processor(files)
-    model = open_model(
+    processor, model = open_both(
         files, device=options.device, dtype=options.dtype, quantize=options.quantize, attention=options.attention
     )
     return ImageTextToTextModel(str(id_or_dir), files, model=model, processor=processor)

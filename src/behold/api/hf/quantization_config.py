@@ -10,14 +10,12 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from behold.errors import OptionError
-
-SCHEMES = ("int8",)
-"""The schemes behold.quant has; both classes translate to one of them."""
+from behold.quant.schemes import SCHEMES
 
 
 @dataclass(frozen=True)
 class QuantoConfig:
-    """`QuantoConfig(weights="int8")`: weights stored as 8-bit integers with one scale a row, activations as they are.
+    """`QuantoConfig(weights="int8")` or `"int4"`: weights stored as integers of 8 or 4 bits.
 
     Raises:
         OptionError: `weights`, `activations` or `modules_to_not_convert` ask for what behold does not have.
@@ -43,6 +41,10 @@ class QuantoConfig:
 @dataclass(frozen=True)
 class BitsAndBytesConfig:
     """`BitsAndBytesConfig(load_in_8bit=True)`, or `load_in_4bit=True` with the `bnb_4bit_*` options.
+
+    Either is behold's own scheme of that many bits. The `bnb_4bit_*` options choose among bitsandbytes' codes, and the
+    type that it computes and stores in: here there is one code, in groups with scales of their own, so that they are
+    checked and change nothing.
 
     Raises:
         OptionError: both or neither of the two are asked for, or an option behold does not have.
@@ -114,7 +116,7 @@ def _fields_of(kind: type, config: Mapping[Any, Any]) -> dict[str, Any]:
 
 def _known(scheme: str, given: str) -> str:
     if scheme not in SCHEMES:
-        raise OptionError(f"{given} is not supported yet; 8-bit integer weights are: QuantoConfig(weights='int8').")
+        raise OptionError(f"{given} is not supported yet; integer weights are: QuantoConfig(weights='int8') or 'int4'.")
     return scheme
 
 

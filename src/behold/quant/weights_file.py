@@ -1,0 +1,162 @@
+"""One file of quantized weights: written while a model is being quantized, mapped when it is loaded again.
+
+A safetensors file whose header is written last, into room that was left for it. It is written under another name and
+renamed when all of it is on the disk, so that a file with its final name is whole, whenever the power fails. Tensors
+begin at multiples of 64 bytes; "pad.N" tensors fill the gaps, as the format allows none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from behold.checkpoint.weights import dtype_name, file_tensors
+from behold.errors import WeightsError
+from behold.quant import cache
+
+ALIGNMENT = 64
+_PAD = "pad."
+_SPARE_BYTES = 10**9  # of the disk that are left to others
+
+
+class WeightsFile:
+    """A file in the making. Nothing here raises: what goes wrong is said once, and only means that nothing is kept.
+
+    Tensors are written by a thread of its own, in order; they must not change until `finish`.
+    """
+
+    def __init__(self, key: str, *, limit: int, n_tensors: int) -> None:
+        """limit: bytes that all kept files may have together. n_tensors: at most so many will be added."""
+        self.path = cache.path_of(key)
+        self._limit = limit
+        self._header: dict[str, Any] = {}
+        # names, types, shapes and places of a tensor and its pad, and what the metadata says of its layer
+        self._data_start = -(-(4096 + 1024 * n_tensors) // 4096) * 4096
+        self._end = 0
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="behold-keep")
+        self._temporary: Path | None = None
+        self._attempt(self._open)
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """The next tensor."""
+        if self._temporary is not None:
+            self._thread.submit(self._attempt, self._append, name, tensor)
+
+    def finish(self, about: dict[str, Any]) -> None:
+        """All tensors are there: waits until they are on the disk and gives the file its name."""
+        self._thread.shutdown(wait=True)
+        self._attempt(self._publish, about)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Leaves nothing, unless it is finished."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._drop()
+
+    # --- the thread's part; `_temporary` is None before the first step and after the last or a failure --------------
+
+    def _attempt(self, step: Any, *arguments: Any) -> None:  # noqa: ANN401 - any of the three below
+        if self._temporary is None and step != self._open:
+            return
+        try:
+            step(*arguments)
+        except (OSError, ValueError) as error:
+            self._drop()
+            cache.say_why_not(f"{cache.cache_folder()}: {getattr(error, 'strerror', None) or error}.")
+
+    def _open(self) -> None:
+        folder = self.path.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        cache.sweep()
+        descriptor, name = tempfile.mkstemp(suffix=cache.UNFINISHED, dir=folder)
+        self._temporary, self._file = Path(name), os.fdopen(descriptor, "wb", buffering=0)
+        with suppress(ImportError, OSError):  # a lock only tells others that somebody is at work
+            import fcntl
+
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._file.seek(self._data_start)
+
+    def _append(self, name: str, tensor: Tensor) -> None:
+        data = tensor.detach().cpu().contiguous()
+        gap = -self._end % ALIGNMENT
+        if gap:
+            self._write(f"{_PAD}{len(self._header)}", torch.zeros(gap, dtype=torch.uint8))
+        self._write(name, data)
+
+    def _write(self, name: str, data: Tensor) -> None:
+        n_bytes = data.numel() * data.element_size()
+        if self._data_start + self._end + n_bytes > self._limit:
+            raise ValueError(
+                f"they are larger than the limit of {self._limit / 1e9:.3g} GB; BEHOLD_CACHE_LIMIT changes it"
+            )
+        if shutil.disk_usage(self.path.parent).free < n_bytes + _SPARE_BYTES:
+            raise ValueError("the disk is nearly full")
+        view = memoryview(data.reshape(-1).view(torch.uint8).numpy().data) if n_bytes else memoryview(b"")
+        while len(view):
+            view = view[self._file.write(view) :]
+        self._header[name] = {
+            "dtype": dtype_name(data.dtype),
+            "shape": list(data.shape),
+            "data_offsets": [self._end, self._end + n_bytes],
+        }
+        self._end += n_bytes
+
+    def _publish(self, about: dict[str, Any]) -> None:
+        assert self._temporary is not None
+        header = {"__metadata__": {cache.METADATA_KEY: json.dumps(about)}} | self._header
+        text = json.dumps(header, separators=(",", ":")).encode()
+        room = self._data_start - 8
+        if len(text) > room:
+            raise ValueError(f"a header of {len(text)} bytes does not fit into {room}")
+        self._file.seek(0)
+        self._file.write(room.to_bytes(8, "little") + text.ljust(room))
+        os.fsync(self._file.fileno())
+        os.replace(self._temporary, self.path)
+        self._temporary = None
+        self._file.close()
+        _sync_folder(self.path.parent)
+        cache.make_room(self._limit, self.path)
+
+    def _drop(self) -> None:
+        if self._temporary is not None:
+            with suppress(OSError):
+                self._file.close()
+                self._temporary.unlink()
+            self._temporary = None
+
+
+def map_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """(what the file says of itself, its tensors as views of the mapped file); None where it is not whole or not ours.
+
+    The mapping is private: writing to a tensor never reaches the file.
+    """
+    try:
+        about = cache.read_metadata(path)
+        stored = file_tensors(path)
+        if about is None:
+            return None
+        mapping = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+        tensors = {tensor.name: tensor.map(mapping) for tensor in stored if not tensor.name.startswith(_PAD)}
+    except (OSError, RuntimeError, WeightsError):
+        return None
+    whole = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    return (about, whole) if len(whole) == len(tensors) else None
+
+
+def _sync_folder(folder: Path) -> None:
+    """The new name is on the disk, too, where folders can be opened."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
