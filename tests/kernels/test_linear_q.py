@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -143,9 +145,22 @@ def test_torch_agrees(kind: type[QuantizedLinear], library: object, monkeypatch:
     assert len(ours) == len(KINDS)
 
 
-def test_wide_rows_are_left_to_torch(library: object) -> None:
-    assert linear_q.suits(torch.zeros(1, 8), 8)
-    assert not linear_q.suits(torch.zeros(1, 9), 8)
+@pytest.mark.usefixtures("library")
+def test_more_inputs_than_sums_hold_are_left_to_torch() -> None:
+    layer = Int4Linear.from_state(made(Int4Linear, 64, 32).state(), in_features=64, out_features=32)
+    assert layer._find_kernel() is not None
+    layer.in_features = linear_q.MAX_INPUTS_4 + 1
+    assert layer._find_kernel() is None
+
+
+@pytest.mark.usefixtures("library")
+def test_a_kernel_follows_its_layer() -> None:
+    layer, other, x = made(Int8Linear, 64, 32), made(Int8Linear, 64, 32), torch.randn(2, 64)
+    with torch.inference_mode():
+        before, wanted = layer(x), other(x)
+        copied = copy.deepcopy(layer)
+        layer.load_state_dict(other.state_dict(), assign=True)
+        assert torch.equal(layer(x), wanted) and torch.equal(copied(x), before)
 
 
 @pytest.mark.usefixtures("library")

@@ -5,6 +5,8 @@ What the tensors are is said in behold.quant.linear, what the numbers are in beh
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -16,52 +18,45 @@ MAX_INPUTS_8 = 1 << 16
 MAX_INPUTS_4 = 1 << 14
 
 
-def suits(x: Tensor, most_inputs: int) -> bool:
-    """Whether the kernels can be used for (M, K) inputs; where they can they are faster than torch."""
-    return native.LIBRARY is not None and x.shape[-1] <= most_inputs
+class Kernel:
+    """A layer's kernel with the addresses of its tensors, looked up once: for one row a call's own cost is what counts.
+
+    A copy is None, as it would speak of another layer's tensors.
+    """
+
+    def __init__(self, name: str, tensors: Sequence[Tensor | None], inputs: int, outputs: int) -> None:
+        """name: of the function; tensors: what it takes between input and output, contiguous, the weights first."""
+        assert all(tensor is None or tensor.is_contiguous() for tensor in tensors)
+        self._tensors = tensors  # they live as long as their addresses are used
+        self._addresses = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+        self._library, self._function = native.LIBRARY, getattr(native.LIBRARY, name)
+        self._inputs, self._outputs = inputs, outputs
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return _nothing, ()
+
+    def fits(self, weight: Tensor) -> bool:
+        """Whether it is still that of a layer with these weights."""
+        return self._tensors[0] is weight and self._library is native.LIBRARY
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(…, K) float32, contiguous, to (…, N) float32."""
+        assert x.shape[-1] == self._inputs, (x.shape, self._inputs)
+        out = x.new_empty(*x.shape[:-1], self._outputs)
+        self._function(
+            x.data_ptr(),
+            *self._addresses,
+            out.data_ptr(),
+            x.numel() // self._inputs,
+            self._inputs,
+            self._outputs,
+            torch.get_num_threads() if x.numel() * self._outputs >= FORK_PRODUCTS else 1,
+        )
+        return out
 
 
-def linear_8(x: Tensor, *, weight: Tensor, scale: Tensor, sums: Tensor, bias: Tensor | None) -> Tensor:
-    """(M, K) float32, contiguous as all tensors are, to (M, N) float32."""
-    assert native.LIBRARY is not None
-    (rows, k), n = x.shape, scale.shape[0]
-    out = x.new_empty(rows, n)
-    native.LIBRARY.bh_linear_q8(
-        x.data_ptr(),
-        weight.data_ptr(),
-        scale.data_ptr(),
-        sums.data_ptr(),
-        None if bias is None else bias.data_ptr(),
-        out.data_ptr(),
-        rows,
-        k,
-        n,
-        _threads(rows * k * n),
-    )
-    return out
-
-
-def linear_4(
-    x: Tensor, *, weight: Tensor, multipliers: Tensor, scale: Tensor, sums: Tensor, bias: Tensor | None
-) -> Tensor:
-    """(M, K) float32, contiguous as all tensors are, to (M, N) float32."""
-    assert native.LIBRARY is not None
-    (rows, k), n = x.shape, scale.shape[0]
-    out = x.new_empty(rows, n)
-    native.LIBRARY.bh_linear_q4(
-        x.data_ptr(),
-        weight.data_ptr(),
-        multipliers.data_ptr(),
-        scale.data_ptr(),
-        sums.data_ptr(),
-        None if bias is None else bias.data_ptr(),
-        out.data_ptr(),
-        rows,
-        k,
-        n,
-        _threads(rows * k * n),
-    )
-    return out
+def _nothing() -> None:
+    return None
 
 
 def round_groups(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,9 +68,5 @@ def round_groups(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     multipliers = weight.new_empty(n, groups, dtype=torch.int8)
     scale = weight.new_empty(n)
     addresses = (weight.data_ptr(), codes.data_ptr(), multipliers.data_ptr(), scale.data_ptr())
-    native.LIBRARY.bh_round_q4(*addresses, n, k, _threads(n * k))
+    native.LIBRARY.bh_round_q4(*addresses, n, k, torch.get_num_threads())
     return codes, multipliers, scale
-
-
-def _threads(products: int) -> int:
-    return torch.get_num_threads() if products >= FORK_PRODUCTS else 1

@@ -41,7 +41,8 @@ class QuantizedLinear(nn.Module, ABC):
     """
 
     scheme: ClassVar[str]
-    NAMES: ClassVar[tuple[str, ...]]  # of the buffers, beside the bias
+    NAMES: ClassVar[tuple[str, ...]]  # of the buffers, beside the bias, as the kernel takes them
+    KERNEL: ClassVar[tuple[str, int]]  # its name, and the most inputs it takes
     weight: Tensor
     scale: Tensor
     sums: Tensor
@@ -55,6 +56,7 @@ class QuantizedLinear(nn.Module, ABC):
             self.register_buffer(name, state[name])
         self.register_buffer("bias", state.get("bias"))
         self._torch = integers.Product()
+        self._kernel: linear_q.Kernel | None = None
 
     @classmethod
     def of(cls, linear: nn.Linear) -> Self:
@@ -85,14 +87,28 @@ class QuantizedLinear(nn.Module, ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) to (…, out), in the type of x."""
-        if x.device.type != "cpu" or not x.numel():
+        if not x.is_cpu or not x.numel():
             return F.linear(x, self.dequantized().to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
-        rows = x.detach().reshape(-1, self.in_features).float().contiguous()
-        return self._product(rows).to(x.dtype).view(*x.shape[:-1], self.out_features)
+        kernel = self._kernel
+        if kernel is None or not kernel.fits(self.weight):
+            kernel = self._kernel = self._find_kernel()
+        if x.dtype is not torch.float32:
+            wide: Tensor = self(x.float())
+            return wide.to(x.dtype)
+        if kernel is not None:
+            return kernel(x.contiguous())
+        return self._product(x.detach().reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
+
+    def _find_kernel(self) -> linear_q.Kernel | None:
+        name, most_inputs = self.KERNEL
+        if native.LIBRARY is None or self.in_features > most_inputs:
+            return None
+        tensors = [*(getattr(self, each) for each in self.NAMES), self.bias]
+        return linear_q.Kernel(name, tensors, self.in_features, self.out_features)
 
     @abstractmethod
     def _product(self, x: Tensor) -> Tensor:
-        """(M, in) to (M, out), contiguous float32 on a CPU."""
+        """(M, in) to (M, out), contiguous float32 on a CPU, in torch."""
 
     @abstractmethod
     def dequantized(self) -> Tensor:
@@ -107,7 +123,7 @@ class QuantizedLinear(nn.Module, ABC):
             device = fn(torch.empty(0, device=buffer.device)).device
             if device != buffer.device:
                 setattr(self, name, buffer.to(device))
-        self._torch = integers.Product()
+        self._torch, self._kernel = integers.Product(), None
         return self
 
 
@@ -116,14 +132,13 @@ class Int8Linear(QuantizedLinear):
 
     scheme = "int8"
     NAMES = ("weight", "scale", "sums")
+    KERNEL = ("bh_linear_q8", linear_q.MAX_INPUTS_8)
 
     @classmethod
     def _rounded(cls, weight: Tensor) -> dict[str, Tensor]:
         return int8_state(weight)
 
     def _product(self, x: Tensor) -> Tensor:
-        if linear_q.suits(x, linear_q.MAX_INPUTS_8):
-            return linear_q.linear_8(x, weight=self.weight, scale=self.scale, sums=self.sums, bias=self.bias)
         return self._torch(x, self._integers, self.scale, self.sums, self.bias)
 
     def dequantized(self) -> Tensor:
@@ -141,6 +156,7 @@ class Int4Linear(QuantizedLinear):
 
     scheme = "int4"
     NAMES = ("weight", "multipliers", "scale", "sums")
+    KERNEL = ("bh_linear_q4", linear_q.MAX_INPUTS_4)
     multipliers: Tensor
 
     @classmethod
@@ -164,15 +180,6 @@ class Int4Linear(QuantizedLinear):
         return state
 
     def _product(self, x: Tensor) -> Tensor:
-        if linear_q.suits(x, linear_q.MAX_INPUTS_4):
-            return linear_q.linear_4(
-                x,
-                weight=self.weight,
-                multipliers=self.multipliers,
-                scale=self.scale,
-                sums=self.sums,
-                bias=self.bias,
-            )
         return F.linear(integers.rounded_inputs(x), self.dequantized(), self.bias)
 
     def dequantized(self) -> Tensor:

@@ -98,12 +98,18 @@ struct Spread {
     }
 };
 
-inline __attribute__((always_inline)) void add_places(Four &part, const uint8_t *integers, const int8_t *w) {
+// part = or += the products of four places of a row with a panel.
+template <bool ADD>
+inline __attribute__((always_inline)) void products(Four &part, const uint8_t *integers, const int8_t *w) {
     const __m256i a = four_places(integers);
-    part.a = _mm256_add_epi16(part.a, _mm256_maddubs_epi16(a, load(w)));
-    part.b = _mm256_add_epi16(part.b, _mm256_maddubs_epi16(a, load(w + 32)));
-    part.c = _mm256_add_epi16(part.c, _mm256_maddubs_epi16(a, load(w + 64)));
-    part.d = _mm256_add_epi16(part.d, _mm256_maddubs_epi16(a, load(w + 96)));
+    const auto product = [&](__m256i sum, int v) __attribute__((always_inline)) {
+        const __m256i one = _mm256_maddubs_epi16(a, load(w + 32 * v));
+        return ADD ? _mm256_add_epi16(sum, one) : one;
+    };
+    part.a = product(part.a, 0);
+    part.b = product(part.b, 1);
+    part.c = product(part.c, 2);
+    part.d = product(part.d, 3);
     part.keep();
 }
 
@@ -121,12 +127,16 @@ void product(const Row *rows, int64_t place, const Spread &panel, int64_t groups
     const uint8_t *c = rows[MR > 2 ? 2 : 0].integers + place;
     for (int64_t g = 0; g < groups; g++) {
         Four first, second, third;
-        for (int j = 0; j < 8; j++) {
-            const int64_t at = g * GROUP + 4 * j;
-            const int8_t *w = panel.codes + at * PANEL;
-            add_places(first, a + at, w);
-            if (MR > 1) add_places(second, b + at, w);
-            if (MR > 2) add_places(third, c + at, w);
+        const int8_t *w = panel.codes + g * GROUP * PANEL;
+        const uint8_t *x = a + g * GROUP, *y = b + g * GROUP, *z = c + g * GROUP;
+        products<false>(first, x, w);
+        if (MR > 1) products<false>(second, y, w);
+        if (MR > 2) products<false>(third, z, w);
+#pragma GCC unroll 7
+        for (int at = 4; at < GROUP; at += 4) {
+            products<true>(first, x + at, w + at * PANEL);
+            if (MR > 1) products<true>(second, y + at, w + at * PANEL);
+            if (MR > 2) products<true>(third, z + at, w + at * PANEL);
         }
         add_part(first, panel.multipliers + g * PANEL, sums[0]);
         if (MR > 1) add_part(second, panel.multipliers + g * PANEL, sums[MR > 1]);
