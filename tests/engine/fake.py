@@ -30,6 +30,7 @@ class FakeDecoder(nn.Module):
         self.q = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
         self.kv = nn.ModuleList(nn.Linear(width, 2 * kv_heads * self.dim) for _ in range(layers))
         self.up = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, VOCABULARY)
         self.register_buffer("waves", torch.randn(width) * 3)
 
@@ -41,7 +42,7 @@ class FakeDecoder(nn.Module):
             seen = cache.attend(layer, q(x).view(len(x), self.heads, self.dim), keys, values, window=window)
             x = x + 2 * seen.reshape(len(x), -1)
             x = x + torch.tanh(up(x))
-        x = nn.functional.layer_norm(x, x.shape[-1:])
+        x = self.norm(x)
         return x if wanted is None else x[wanted]
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -60,6 +61,7 @@ class FakeModel(VisionLanguageModel):
             num_hidden_layers=len(self._decoder.q),
             num_key_value_heads=self._decoder.kv_heads,
             head_dim=self._decoder.dim,
+            hidden_size=self._decoder.norm.weight.shape[0],
             vocab_size=VOCABULARY,
             max_position_embeddings=context,
         )

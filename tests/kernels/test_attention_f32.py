@@ -55,7 +55,9 @@ def test_any_step(
         assert torch.equal(keys[:, context:], k[own].transpose(0, 1))
         assert torch.equal(values[:, context:], v[own].transpose(0, 1))
         assert torch.equal(storage[0], untouched)
-        torch.testing.assert_close(out[own], attend_one(q[own], keys, values, window=window), atol=3e-5, rtol=1e-5)
+        wanted = attend_one(q[own].double(), keys.double(), values.double(), window=window).float()
+        # what a score of float32 is rounded by, grows with it, and weights with that
+        torch.testing.assert_close(out[own], wanted, atol=1e-5 * scale, rtol=1e-5)
 
 
 @pytest.mark.usefixtures("library")
