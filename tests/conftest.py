@@ -23,9 +23,14 @@ import shutil
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     import torch
+
+# No test reads a clock: an example may take long where other programs run.
+settings.register_profile("without a clock", deadline=None)
+settings.load_profile("without a clock")
 
 
 def pytest_unconfigure() -> None:
