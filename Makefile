@@ -15,6 +15,8 @@ INSTALL := $(BIN)/python -m pip install --progress-bar off -c constraints.txt
 BRIEFLY := awk '/^ *Collecting /{sub(/[^A-Za-z0-9_.-].*/, "", $$2); printf " %s", $$2; fflush()} /^Installing/{printf "\n   unpacking …"; fflush()} END{print ""}'
 # A process for each core, up to 4 (each holds torch and transformers); a file's tests share its fixtures in one of them
 SPREAD ?= -n logical --maxprocesses 4 --dist loadfile
+# Many tests start behold anew: without its bytecode on disk each start would compile it again
+unexport PYTHONDONTWRITEBYTECODE
 PICTURE ?= examples/scene.png
 QUESTION ?= What do we see in this image?
 
