@@ -5,12 +5,10 @@
 #include <cstdio>
 #include <vector>
 
-extern "C" {
-void bh_linear_q8(const float *, const int8_t *, const float *, const int32_t *, const float *, float *, int64_t,
-                  int64_t, int64_t, int);
-void bh_linear_q4(const float *, const uint8_t *, const int8_t *, const float *, const int32_t *, const float *, float *,
-                  int64_t, int64_t, int64_t, int);
-}
+#include "linear_q.h"
+
+extern "C" void bh_linear_q(const float *, const Layer *, int64_t, After, const float *, double, const float *, float *,
+                            int64_t, int64_t, int);
 
 namespace {
 
@@ -63,18 +61,22 @@ int main() {
         const auto w4 = bytes<uint8_t>(panels * ((k + 31) / 32) * 512, 0, 255);
         const auto multipliers = bytes<int8_t>(panels * ((k + 31) / 32) * 32, -63, 63);
         const auto sums = bytes<int32_t>(n, -10000, 10000);
-        const float *b = random(0, 1) ? bias.data() : nullptr;
-        const auto eight = [&](const float *x, float *y, int64_t m) {
-            bh_linear_q8(x, w8.data(), scale.data(), sums.data(), b, y, m, k, n, 1);
+        const std::vector<float> norm((k + 7) / 8 * 8, 1.0f), residual(rows * n, 1.0f);
+        const float *b = random(0, 1) ? bias.data() : nullptr, *weight = k % 8 || random(0, 1) ? nullptr : norm.data();
+        const Layer eight{w8.data(), nullptr, scale.data(), sums.data(), b, n};
+        const Layer four{w4.data(), multipliers.data(), scale.data(), sums.data(), b, n};
+        const Layer both[] = {eight, four}, gated[] = {four, eight};
+        const auto run = [&](const Layer *layers, int64_t count, After after, int64_t width) {
+            return same(rows, k, width, [&](const float *x, float *y, int64_t m) {
+                bh_linear_q(x, layers, count, after, weight, 1e-6, residual.data(), y, m, k, 1);
+            });
         };
-        const auto four = [&](const float *x, float *y, int64_t m) {
-            bh_linear_q4(x, w4.data(), multipliers.data(), scale.data(), sums.data(), b, y, m, k, n, 1);
-        };
-        if (!same(rows, k, n, eight) || !same(rows, k, n, four)) {
+        if (!run(&eight, 1, ADD, n) || !run(&four, 1, GELU, n) || !run(both, 2, STORE, 2 * n) ||
+            !run(gated, 2, TIMES_SILU, n)) {
             std::printf("rows differ: %d by %d by %d\n", int(rows), int(k), int(n));
             return 1;
         }
-        products += 2;
+        products += 4;
     }
     std::printf("%d products\n", products);
 }

@@ -23,7 +23,10 @@ def test_they_stay_in_their_memory(tmp_path: Path, level: str) -> None:
         pytest.skip("this CPU has no AVX2")
     flags = [*FLAGS, *(["-mavx2", "-mfma", "-mf16c"] if level == "avx2" else [])]
     program = tmp_path / "sanitized"
-    files = [HERE / "sanitized.cpp", *(SOURCES / name for name in ("linear_q8.cpp", "linear_q4.cpp", "rows.cpp"))]
+    files = [
+        HERE / "sanitized.cpp",
+        *(SOURCES / name for name in ("linear_q.cpp", "linear_q8.cpp", "linear_q4.cpp", "rows.cpp")),
+    ]
     command = [str(COMPILER), *flags, f"-I{SOURCES}", *map(str, files), str(SOURCES / "pool.cpp"), "-o", str(program)]
     built = subprocess.run(command, capture_output=True, text=True, check=False)
     if "cannot find -lasan" in built.stderr or "unrecognized" in built.stderr:
@@ -31,4 +34,4 @@ def test_they_stay_in_their_memory(tmp_path: Path, level: str) -> None:
     assert built.returncode == 0, built.stderr
     run = subprocess.run([str(program)], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.strip() == "150 products"
+    assert run.stdout.strip() == "300 products"

@@ -5,7 +5,10 @@ What the tensors are is said in behold.quant.linear, what the numbers are in beh
 
 from __future__ import annotations
 
+import ctypes
+import enum
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,39 +21,87 @@ MAX_INPUTS_8 = 1 << 16
 MAX_INPUTS_4 = 1 << 14
 
 
-class Kernel:
-    """A layer's kernel with the addresses of its tensors, looked up once: for one row a call's own cost is what counts.
+class After(enum.IntEnum):
+    """What becomes of the products: what csrc/linear_q.h calls the same."""
 
-    A copy is None, as it would speak of another layer's tensors.
+    STORE = 0
+    ADD = 1  # to the residual
+    TIMES_SILU = 2  # the second layer's, of the first's
+    GELU = 3  # in its tanh form
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a layer is made of; multipliers are None at 8 bits."""
+
+    weight: Tensor
+    multipliers: Tensor | None
+    scale: Tensor
+    sums: Tensor
+    bias: Tensor | None
+    outputs: int
+
+    def numbers(self) -> list[int]:
+        tensors = (self.weight, self.multipliers, self.scale, self.sums, self.bias)
+        assert all(tensor is None or tensor.is_contiguous() for tensor in tensors)
+        return [*(0 if tensor is None else tensor.data_ptr() for tensor in tensors), self.outputs]
+
+
+class Kernel:
+    """Layers of one input as one call: rows are rounded once, and the next norm, gate or sum is done on the way.
+
+    The addresses of the tensors are looked up once: for one row a call's own cost is what counts. A copy is None, as
+    it would speak of other layers' tensors.
     """
 
-    def __init__(self, name: str, tensors: Sequence[Tensor | None], inputs: int, outputs: int) -> None:
-        """name: of the function; tensors: what it takes between input and output, contiguous, the weights first."""
-        assert all(tensor is None or tensor.is_contiguous() for tensor in tensors)
-        self._tensors = tensors  # they live as long as their addresses are used
-        self._addresses = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
-        self._library, self._function = native.LIBRARY, getattr(native.LIBRARY, name)
-        self._inputs, self._outputs = inputs, outputs
+    __slots__ = ("_count", "_function", "_inputs", "_layers", "_library", "_parts", "_width")
+
+    def __init__(self, parts: Sequence[Parts], inputs: int) -> None:
+        self._parts = parts  # they live as long as their addresses are used
+        numbers = [number for part in parts for number in part.numbers()]
+        self._layers, self._count = (ctypes.c_int64 * len(numbers))(*numbers), len(parts)
+        self._library, self._function = native.LIBRARY, native.LIBRARY.bh_linear_q if native.LIBRARY else None
+        self._inputs, self._width = inputs, sum(part.outputs for part in parts)
 
     def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
         return _nothing, ()
 
-    def fits(self, weight: Tensor) -> bool:
-        """Whether it is still that of a layer with these weights."""
-        return self._tensors[0] is weight and self._library is native.LIBRARY
+    def fits(self, *weights: Tensor | None) -> bool:
+        """Whether it is still that of layers with these weights."""
+        return self._library is native.LIBRARY and all(
+            part.weight is weight for part, weight in zip(self._parts, weights, strict=True)
+        )
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """(…, K) float32, contiguous, to (…, N) float32."""
+    def __call__(
+        self,
+        x: Tensor,
+        after: After = After.STORE,
+        *,
+        norm: Tensor | None = None,
+        eps: float = 0.0,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """(…, K) to (…, N), the layers' outputs side by side; all float32 and contiguous.
+
+        after: TIMES_SILU makes one output of two layers. norm: (K,) the weight of a root mean square norm of x before.
+        residual: (…, N), for ADD.
+        """
         assert x.shape[-1] == self._inputs, (x.shape, self._inputs)
-        out = x.new_empty(*x.shape[:-1], self._outputs)
+        width = self._width >> 1 if after is After.TIMES_SILU else self._width
+        out = x.new_empty((*x.shape[:-1], width))
+        assert self._function is not None and (residual is None or residual.shape == out.shape)
         self._function(
             x.data_ptr(),
-            *self._addresses,
+            self._layers,
+            self._count,
+            after,
+            None if norm is None else norm.data_ptr(),
+            eps,
+            None if residual is None else residual.data_ptr(),
             out.data_ptr(),
             x.numel() // self._inputs,
             self._inputs,
-            self._outputs,
-            torch.get_num_threads() if x.numel() * self._outputs >= FORK_PRODUCTS else 1,
+            torch.get_num_threads() if x.numel() * self._width >= FORK_PRODUCTS else 1,
         )
         return out
 

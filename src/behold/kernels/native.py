@@ -22,12 +22,11 @@ _HERE = Path(__file__).parent
 _AVX2 = {"avx2", "fma", "f16c"}
 _SIGNATURES: dict[str, str] = {  # p: address, i: 64-bit integer, d: double, t: number of threads
     "bh_linear_f32": "ppppiiit",
-    "bh_linear_q8": "ppppppiiit",
-    "bh_linear_q4": "pppppppiiit",
+    "bh_linear_q": "ppiipdppiit",
     "bh_round_q4": "ppppiit",
     "bh_attend_f32": "pippppiiiiit",
     "bh_rms_norm_f32": "pppiidt",
-    "bh_rotate_f32": "ppppiiit",
+    "bh_rotate_f32": "pipppiiiit",
     "bh_silu_times_f32": "pppit",
 }
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "d": ctypes.c_double, "t": ctypes.c_int}

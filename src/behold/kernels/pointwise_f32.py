@@ -35,11 +35,19 @@ def suits_rotation(x: Tensor, cosines: Tensor, sines: Tensor) -> bool:
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """(N, H, d), with cosines and signed sines (N, 1, d), to (N, H, d), as behold.nn.rotary.rotate."""
+    return _rotate(x, x.shape[1], cosines, sines, torch.empty_like(x))
+
+
+def rotate_(x: Tensor, heads: int, cosines: Tensor, sines: Tensor) -> Tensor:
+    """x (N, H, d) with its first heads rotated in place."""
+    return _rotate(x, heads, cosines, sines, x)
+
+
+def _rotate(x: Tensor, heads: int, cosines: Tensor, sines: Tensor, out: Tensor) -> Tensor:
     assert native.LIBRARY is not None
-    out = torch.empty_like(x)
-    native.LIBRARY.bh_rotate_f32(
-        x.data_ptr(), cosines.data_ptr(), sines.data_ptr(), out.data_ptr(), *x.shape, _threads(x)
-    )
+    rows, all_heads, dim = x.shape
+    width, angles = all_heads * dim, (cosines.data_ptr(), sines.data_ptr())
+    native.LIBRARY.bh_rotate_f32(x.data_ptr(), width, *angles, out.data_ptr(), width, rows, heads, dim, _threads(x))
     return out
 
 

@@ -14,7 +14,8 @@ from behold.nn.embedding import embedding
 from behold.nn.linear import Linear, product
 from behold.nn.mlp import GatedMLP
 from behold.nn.norms import RMSNorm
-from behold.nn.rotary import Rotary, rotate
+from behold.nn.rotary import Rotary, rotate, rotate_
+from behold.quant.joined import Joined
 from behold.quant.linear import QuantizedEmbedding
 
 if TYPE_CHECKING:
@@ -38,19 +39,35 @@ class Attention(nn.Module):
         self.k_proj = Linear(width, kv_width, bias=config.qkv_bias)
         self.v_proj = Linear(width, kv_width, bias=config.qkv_bias)
         self.o_proj = Linear(q_width, width, bias=config.output_bias)
+        self._joined = Joined()
 
     def forward(
-        self, x: Tensor, cosines: Tensor, sines: Tensor, cache: CacheView, wanted: Tensor | None = None
+        self,
+        x: Tensor,
+        norm: RMSNorm,
+        angles: tuple[Tensor, Tensor],
+        cache: CacheView,
+        wanted: Tensor | None = None,
     ) -> Tensor:
-        """(N, D) to (N, D), or to (R, D) where only the rows `wanted` (R,) are of use."""
-        rows = x.shape[0]
-        q = rotate(self.q_proj(x).view(rows, self.heads, self.head_dim), cosines, sines)
-        k = rotate(self.k_proj(x).view(rows, self.kv_heads, self.head_dim), cosines, sines)
-        v = self.v_proj(x).view(rows, self.kv_heads, self.head_dim)
-        out = cache.attend(self.layer, q, k, v, window=self.window)
-        out = out.reshape(rows, self.heads * self.head_dim)
-        y: Tensor = self.o_proj(out if wanted is None else out[wanted])
+        """x (N, D) plus its normed rows' attention, (N, D); (R, D) where only the rows `wanted` (R,) are of use."""
+        out = cache.attend(self.layer, *self._projected(x, norm, angles), window=self.window)
+        out = out.reshape(x.shape[0], self.heads * self.head_dim)
+        y: Tensor = self.o_proj(out, x) if wanted is None else self.o_proj(out[wanted], x[wanted])
         return y
+
+    def _projected(self, x: Tensor, norm: RMSNorm, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated queries (N, H, d) and keys (N, Hkv, d), and values as keys."""
+        rows, turned = x.shape[0], self.heads + self.kv_heads
+        kernel = self._joined.kernel(x, self.q_proj, self.k_proj, self.v_proj)
+        if kernel is not None and norm.can_join(x):
+            heads = kernel(x, norm=norm.weight, eps=norm.eps).view(rows, turned + self.kv_heads, self.head_dim)
+            rotate_(heads, turned, *angles)
+            q, k, v = heads.split_with_sizes((self.heads, self.kv_heads, self.kv_heads), dim=1)
+            return q, k, v
+        x = norm(x)
+        q = rotate(self.q_proj(x).view(rows, self.heads, self.head_dim), *angles)
+        k = rotate(self.k_proj(x).view(rows, self.kv_heads, self.head_dim), *angles)
+        return q, k, self.v_proj(x).view(rows, self.kv_heads, self.head_dim)
 
 
 class DecoderLayer(nn.Module):
@@ -64,12 +81,11 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, x: Tensor, cosines: Tensor, sines: Tensor, cache: CacheView, wanted: Tensor | None = None
+        self, x: Tensor, angles: tuple[Tensor, Tensor], cache: CacheView, wanted: Tensor | None = None
     ) -> Tensor:
         """(N, D) to (N, D), or to (R, D) where only the rows `wanted` (R,) are of use."""
-        attended = self.self_attn(self.input_layernorm(x), cosines, sines, cache, wanted)
-        x = (x if wanted is None else x[wanted]) + attended
-        y: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        x = self.self_attn(x, self.input_layernorm, angles, cache, wanted)
+        y: Tensor = self.mlp(x, self.post_attention_layernorm, x)
         return y
 
 
@@ -90,11 +106,11 @@ class Decoder(nn.Module):
 
         wanted: (R,) the rows that are returned, as (R, D); None for all. The last layer spares the others' work.
         """
-        cosines, sines = self.rotary(positions, embeddings.dtype)
+        angles = self.rotary(positions, embeddings.dtype)
         hidden = embeddings
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
-            hidden = layer(hidden, cosines, sines, cache, wanted if number == last else None)
+            hidden = layer(hidden, angles, cache, wanted if number == last else None)
         out: Tensor = self.norm(hidden)
         return out
 

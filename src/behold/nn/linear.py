@@ -16,9 +16,10 @@ class Linear(nn.Linear):
         if not self.weight.is_meta:
             super().reset_parameters()
 
-    def forward(self, input: Tensor) -> Tensor:
-        """(…, K) to (…, N)."""
-        return product(input, self.weight, self.bias)
+    def forward(self, input: Tensor, plus: Tensor | None = None) -> Tensor:
+        """(…, K) to (…, N); `plus`, of that shape, is added."""
+        out = product(input, self.weight, self.bias)
+        return out if plus is None else plus + out
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -11,7 +11,10 @@ from torch.nn import functional as F
 
 from behold.errors import UnsupportedModelError
 from behold.kernels import pointwise_f32
+from behold.kernels.linear_q import After
 from behold.nn.linear import Linear
+from behold.nn.norms import RMSNorm
+from behold.quant.joined import Joined
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -66,10 +69,18 @@ class GatedMLP(nn.Module):
         self.up_proj = Linear(width, inner, bias=bias)
         self.down_proj = Linear(inner, width if out is None else out, bias=bias)
         self.act = activation(act)
+        self._joined = Joined()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, width) to (…, out)."""
-        y: Tensor = self.down_proj(_gated(self.act, self.gate_proj(x), self.up_proj(x)))
+    def forward(self, x: Tensor, norm: RMSNorm | None = None, plus: Tensor | None = None) -> Tensor:
+        """(…, width) to (…, out); x goes through `norm` before, and `plus` is added."""
+        kernel = self._joined.kernel(x, self.gate_proj, self.up_proj) if self.act is F.silu else None
+        if kernel is not None and (norm is None or norm.can_join(x)):
+            weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
+            inner = kernel(x, After.TIMES_SILU, norm=weight, eps=eps)
+        else:
+            x = x if norm is None else norm(x)
+            inner = _gated(self.act, self.gate_proj(x), self.up_proj(x))
+        y: Tensor = self.down_proj(inner, plus)
         return y
 
 
@@ -88,8 +99,11 @@ class MLP(nn.Module):
         self.fc1 = Linear(width, inner)
         self.fc2 = Linear(inner, width)
         self.act = activation(act)
+        self._joined = Joined()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, width) to (…, width)."""
-        y: Tensor = self.fc2(self.act(self.fc1(x)))
+    def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
+        """(…, width) to (…, width); `plus` is added."""
+        kernel = self._joined.kernel(x, self.fc1) if self.act is _tanh_gelu else None
+        inner = self.act(self.fc1(x)) if kernel is None else kernel(x, After.GELU)
+        y: Tensor = self.fc2(inner, plus)
         return y

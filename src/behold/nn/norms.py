@@ -17,8 +17,12 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(width))
         self.eps = eps
 
+    def can_join(self, x: Tensor) -> bool:
+        """Whether a kernel that takes x (…, D) can do this on its way."""
+        return pointwise_f32.suits_norm(x, self.weight)
+
     def forward(self, x: Tensor) -> Tensor:
         """(…, D) to (…, D)."""
-        if pointwise_f32.suits_norm(x, self.weight):
+        if self.can_join(x):
             return pointwise_f32.rms_norm(x, self.weight, self.eps)
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)

@@ -75,3 +75,11 @@ def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     if pointwise_f32.suits_rotation(x, cosines, sines):
         return pointwise_f32.rotate(x, cosines, sines)
     return torch.addcmul(x * cosines, x.roll(x.shape[-1] // 2, dims=-1), sines)
+
+
+def rotate_(x: Tensor, heads: int, cosines: Tensor, sines: Tensor) -> Tensor:
+    """(N, H, d) whose first `heads` are rotated in place."""
+    if pointwise_f32.suits_rotation(x, cosines, sines):
+        return pointwise_f32.rotate_(x, heads, cosines, sines)
+    x[:, :heads] = rotate(x[:, :heads], cosines, sines)
+    return x

@@ -41,8 +41,8 @@ class QuantizedLinear(nn.Module, ABC):
     """
 
     scheme: ClassVar[str]
-    NAMES: ClassVar[tuple[str, ...]]  # of the buffers, beside the bias, as the kernel takes them
-    KERNEL: ClassVar[tuple[str, int]]  # its name, and the most inputs it takes
+    NAMES: ClassVar[tuple[str, ...]]  # of the buffers, beside the bias
+    MOST_INPUTS: ClassVar[int]  # that the kernel takes
     weight: Tensor
     scale: Tensor
     sums: Tensor
@@ -85,26 +85,39 @@ class QuantizedLinear(nn.Module, ABC):
         """What its state takes."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.state().values())
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, in) to (…, out), in the type of x."""
+    def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
+        """(…, in) to (…, out), in the type of x; `plus`, of that shape, is added."""
+        if x.is_cpu and x.dtype is torch.float32 and x.numel():
+            kernel = self._kernel
+            if kernel is None or not kernel.fits(self.weight):
+                kernel = self._kernel = linear_q.Kernel([self.parts()], self.in_features) if self.has_kernel else None
+            if kernel is not None:
+                x = x.contiguous()
+                if plus is None:
+                    return kernel(x)
+                if native.ready(plus):
+                    return kernel(x, linear_q.After.ADD, residual=plus)
+        out = self._plain(x)
+        return out if plus is None else plus + out
+
+    def _plain(self, x: Tensor) -> Tensor:
+        """The product without kernels."""
         if not x.is_cpu or not x.numel():
             return F.linear(x, self.dequantized().to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
-        kernel = self._kernel
-        if kernel is None or not kernel.fits(self.weight):
-            kernel = self._kernel = self._find_kernel()
         if x.dtype is not torch.float32:
             wide: Tensor = self(x.float())
             return wide.to(x.dtype)
-        if kernel is not None:
-            return kernel(x.contiguous())
         return self._product(x.detach().reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
 
-    def _find_kernel(self) -> linear_q.Kernel | None:
-        name, most_inputs = self.KERNEL
-        if native.LIBRARY is None or self.in_features > most_inputs:
-            return None
-        tensors = [*(getattr(self, each) for each in self.NAMES), self.bias]
-        return linear_q.Kernel(name, tensors, self.in_features, self.out_features)
+    @property
+    def has_kernel(self) -> bool:
+        """Whether our compiled kernels can do this layer."""
+        return native.LIBRARY is not None and self.in_features <= self.MOST_INPUTS and self.weight.is_cpu
+
+    def parts(self) -> linear_q.Parts:
+        """What a kernel has to know."""
+        multipliers = getattr(self, "multipliers", None)
+        return linear_q.Parts(self.weight, multipliers, self.scale, self.sums, self.bias, self.out_features)
 
     @abstractmethod
     def _product(self, x: Tensor) -> Tensor:
@@ -132,7 +145,7 @@ class Int8Linear(QuantizedLinear):
 
     scheme = "int8"
     NAMES = ("weight", "scale", "sums")
-    KERNEL = ("bh_linear_q8", linear_q.MAX_INPUTS_8)
+    MOST_INPUTS = linear_q.MAX_INPUTS_8
 
     @classmethod
     def _rounded(cls, weight: Tensor) -> dict[str, Tensor]:
@@ -156,7 +169,7 @@ class Int4Linear(QuantizedLinear):
 
     scheme = "int4"
     NAMES = ("weight", "multipliers", "scale", "sums")
-    KERNEL = ("bh_linear_q4", linear_q.MAX_INPUTS_4)
+    MOST_INPUTS = linear_q.MAX_INPUTS_4
     multipliers: Tensor
 
     @classmethod

@@ -7,18 +7,14 @@
 // first. All sums are exact, so both give the same.
 
 #include <cstring>
-#include <vector>
 
 #include "four.h"
-#include "pool.h"
-#include "rows.h"
+#include "linear_q.h"
 
 namespace {
 
-constexpr int64_t GROUP = 32;                // places with a multiplier
 constexpr int64_t GROUP_BYTES = PANEL * 16;  // of codes
 constexpr int64_t SPREAD = 8;                // groups that are spread at a time
-constexpr int64_t MANY = 16;                 // rows from which on they are cut into portions
 constexpr int64_t MOST = 192;                // rows of a portion
 
 #if defined(__AVX2__)
@@ -203,73 +199,48 @@ void add_outliers(const Row &row, const uint8_t *w, const int8_t *multipliers, i
 
 #endif
 
-struct Product {
-    Columns columns;
-    const uint8_t *w;
-    const int8_t *multipliers;
-    int64_t groups;
+void one(const Columns &columns, const uint8_t *codes, const int8_t *multipliers, int64_t groups,
+         const int32_t *offsets, int64_t panel) {
+    alignas(32) int32_t sums[PANEL];
+    product_of_one(columns.rows[0].integers, offsets, codes, multipliers, groups, sums);
+    add_outliers(columns.rows[0], codes, multipliers, sums);
+    columns.finish(0, panel, sums);
+}
 
-    void one(const int32_t *offsets, int64_t panel) const {
-        alignas(32) int32_t sums[PANEL];
-        const uint8_t *codes = w + panel * groups * GROUP_BYTES;
-        const int8_t *factors = multipliers + panel * groups * PANEL;
-        product_of_one(columns.rows[0].integers, offsets, codes, factors, groups, sums);
-        add_outliers(columns.rows[0], codes, factors, sums);
-        columns.finish(0, panel, sums);
+// Rows [begin, end), at most MOST.
+void several(const Columns &columns, const uint8_t *codes, const int8_t *multipliers, int64_t groups, int64_t begin,
+             int64_t end, int64_t panel) {
+    alignas(32) int32_t sums[MOST][PANEL];
+    Spread spread;
+    std::memset(sums, 0, (end - begin) * sizeof *sums);
+    for (int64_t g = 0; g < groups; g += SPREAD) {
+        const int64_t some = groups - g < SPREAD ? groups - g : SPREAD;
+        spread.fill(codes + g * GROUP_BYTES, multipliers + g * PANEL, some);
+        const Row *rows = columns.rows + begin;
+        int64_t m = 0;
+        const int64_t count = end - begin;
+        for (; count - m >= 3 && count - m != 4; m += 3) product<3>(rows + m, g * GROUP, spread, some, sums + m);
+        for (; count - m >= 2; m += 2) product<2>(rows + m, g * GROUP, spread, some, sums + m);
+        for (; m < count; m++) product<1>(rows + m, g * GROUP, spread, some, sums + m);
     }
-
-    // Rows [begin, end), at most MOST, of a panel.
-    void several(int64_t begin, int64_t end, int64_t panel) const {
-        alignas(32) int32_t sums[MOST][PANEL];
-        Spread spread;
-        std::memset(sums, 0, (end - begin) * sizeof *sums);
-        const uint8_t *codes = w + panel * groups * GROUP_BYTES;
-        const int8_t *factors = multipliers + panel * groups * PANEL;
-        for (int64_t g = 0; g < groups; g += SPREAD) {
-            const int64_t some = groups - g < SPREAD ? groups - g : SPREAD;
-            spread.fill(codes + g * GROUP_BYTES, factors + g * PANEL, some);
-            const Row *rows = columns.rows + begin;
-            int64_t m = 0;
-            const int64_t count = end - begin;
-            for (; count - m >= 3 && count - m != 4; m += 3) product<3>(rows + m, g * GROUP, spread, some, sums + m);
-            for (; count - m >= 2; m += 2) product<2>(rows + m, g * GROUP, spread, some, sums + m);
-            for (; m < count; m++) product<1>(rows + m, g * GROUP, spread, some, sums + m);
-        }
-        for (int64_t m = begin; m < end; m++) {
-            add_outliers(columns.rows[m], codes, factors, sums[m - begin]);
-            columns.finish(m, panel, sums[m - begin]);
-        }
+    for (int64_t m = begin; m < end; m++) {
+        add_outliers(columns.rows[m], codes, multipliers, sums[m - begin]);
+        columns.finish(m, panel, sums[m - begin]);
     }
-};
+}
 
 } // namespace
 
-// x (rows, k) and y (rows, n) float32, contiguous; scale (n), sums (n), bias (n) or null.
-BH_EXPORT void bh_linear_q4(const float *x, const uint8_t *w, const int8_t *multipliers, const float *scale,
-                            const int32_t *sums, const float *bias, float *y, int64_t rows, int64_t k, int64_t n,
-                            int threads) {
-    static thread_local std::vector<int32_t> offsets;
-    const int64_t panels = (n + PANEL - 1) / PANEL, groups = (k + GROUP - 1) / GROUP, at_once = rows_at_once(k);
-    for (int64_t start = 0; start < rows; start += at_once) {
-        const int64_t count = rows - start < at_once ? rows - start : at_once;
-        const Row *rounded = round_rows(x + start * k, count, k, threads);
-        const Product product{{rounded, scale, sums, bias, y + start * n, n}, w, multipliers, groups};
-        const int64_t grain = count > MANY ? 1 : panels >= 256 ? 16 : panels >= 32 ? 4 : 1;
-        if (count == 1) {
-            offsets.resize(groups);
-            for (int64_t g = 0; g < groups; g++) offsets[g] = offset(rounded->integers + g * GROUP);
-            const int32_t *all = offsets.data();
-            in_parallel(panels, grain, threads, [&](int64_t begin, int64_t end) {
-                for (int64_t panel = begin; panel < end; panel++) product.one(all, panel);
-            });
-            continue;
-        }
-        const int64_t portion = count > MANY ? rows_per_portion(count, k) : count;
-        in_parallel((count + portion - 1) / portion * panels, grain, threads, [&](int64_t begin, int64_t end) {
-            for (int64_t item = begin; item < end; item++) {
-                const int64_t first = item / panels * portion, last = first + portion < count ? first + portion : count;
-                product.several(first, last, item % panels);
-            }
-        });
-    }
+void offsets_q4(const Row &row, int64_t groups, int32_t *offsets) {
+    for (int64_t g = 0; g < groups; g++) offsets[g] = offset(row.integers + g * GROUP);
+}
+
+void panel_q4(const Columns &columns, int64_t k, int64_t begin, int64_t end, int64_t panel, const int32_t *offsets) {
+    const int64_t groups = (k + GROUP - 1) / GROUP;
+    const uint8_t *codes = static_cast<const uint8_t *>(columns.layer.w) + panel * groups * GROUP_BYTES;
+    const int8_t *multipliers = columns.layer.multipliers + panel * groups * PANEL;
+    if (offsets)
+        one(columns, codes, multipliers, groups, offsets, panel);
+    else
+        several(columns, codes, multipliers, groups, begin, end, panel);
 }

@@ -6,13 +6,11 @@
 #include <cstring>
 
 #include "four.h"
-#include "pool.h"
-#include "rows.h"
+#include "linear_q.h"
 
 namespace {
 
 constexpr int64_t QUAD = PANEL * 4; // weights of four places
-constexpr int64_t FEW = 16;         // rows for which reading the weights is what takes the time
 
 #if defined(__AVX2__)
 
@@ -88,53 +86,28 @@ void add_outliers(const Row &row, const int8_t *w, int32_t *out) {
 
 #endif
 
-struct Product {
-    Columns columns;
-    const int8_t *w;
-    int64_t quads;
-
-    template <int MR, int STREAMS> void tile(int64_t m, int64_t panel) const {
-        alignas(32) int32_t sums[MR][PANEL];
-        const int8_t *weights = w + panel * quads * QUAD;
-        product<MR, STREAMS>(columns.rows + m, weights, quads, sums);
-        for (int i = 0; i < MR; i++) {
-            add_outliers(columns.rows[m + i], weights, sums[i]);
-            columns.finish(m + i, panel, sums[i]);
-        }
+// MR rows of a panel, from m on.
+template <int MR, int STREAMS> void tile(const Columns &columns, const int8_t *w, int64_t quads, int64_t m, int64_t panel) {
+    alignas(32) int32_t sums[MR][PANEL];
+    product<MR, STREAMS>(columns.rows + m, w, quads, sums);
+    for (int i = 0; i < MR; i++) {
+        add_outliers(columns.rows[m + i], w, sums[i]);
+        columns.finish(m + i, panel, sums[i]);
     }
+}
 
-    // Rows [begin, end) of a panel.
-    template <int STREAMS> void panel(int64_t begin, int64_t end, int64_t panel) const {
-        int64_t m = begin;
-        for (; end - m >= 3 && end - m != 4; m += 3) tile<3, STREAMS>(m, panel);
-        for (; end - m >= 2; m += 2) tile<2, STREAMS>(m, panel);
-        for (; m < end; m++) tile<1, STREAMS>(m, panel);
-    }
-};
+template <int STREAMS>
+void tiles(const Columns &columns, const int8_t *w, int64_t quads, int64_t begin, int64_t end, int64_t panel) {
+    int64_t m = begin;
+    for (; end - m >= 3 && end - m != 4; m += 3) tile<3, STREAMS>(columns, w, quads, m, panel);
+    for (; end - m >= 2; m += 2) tile<2, STREAMS>(columns, w, quads, m, panel);
+    for (; m < end; m++) tile<1, STREAMS>(columns, w, quads, m, panel);
+}
 
 } // namespace
 
-// x (rows, k) and y (rows, n) float32, contiguous; scale (n), sums (n), bias (n) or null.
-BH_EXPORT void bh_linear_q8(const float *x, const int8_t *w, const float *scale, const int32_t *sums, const float *bias,
-                            float *y, int64_t rows, int64_t k, int64_t n, int threads) {
-    const int64_t panels = (n + PANEL - 1) / PANEL, at_once = rows_at_once(k);
-    for (int64_t start = 0; start < rows; start += at_once) {
-        const int64_t count = rows - start < at_once ? rows - start : at_once;
-        const Row *rounded = round_rows(x + start * k, count, k, threads);
-        const Product product{{rounded, scale, sums, bias, y + start * n, n}, w, (k + 3) / 4};
-        if (count <= FEW) {
-            const int64_t grain = panels >= 256 ? 16 : panels >= 32 ? 4 : 1;
-            in_parallel(panels, grain, threads, [&](int64_t begin, int64_t end) {
-                for (int64_t panel = begin; panel < end; panel++) product.panel<4>(0, count, panel);
-            });
-            continue;
-        }
-        const int64_t portion = rows_per_portion(count, k);
-        in_parallel((count + portion - 1) / portion * panels, 1, threads, [&](int64_t begin, int64_t end) {
-            for (int64_t item = begin; item < end; item++) {
-                const int64_t first = item / panels * portion, last = first + portion < count ? first + portion : count;
-                product.panel<1>(first, last, item % panels);
-            }
-        });
-    }
+void panel_q8(const Columns &columns, int64_t k, int64_t begin, int64_t end, int64_t panel, bool few) {
+    const int64_t quads = (k + 3) / 4;
+    const int8_t *w = static_cast<const int8_t *>(columns.layer.w) + panel * quads * QUAD;
+    (few ? tiles<4> : tiles<1>)(columns, w, quads, begin, end, panel);
 }

@@ -6,6 +6,7 @@
 #include <cstring>
 #include <vector>
 
+#include "pointwise.h"
 #include "pool.h"
 #include "vec.h"
 
@@ -193,15 +194,22 @@ template <class T> T *room(std::vector<T> &memory, int64_t length) {
 
 } // namespace
 
-const Row *round_rows(const float *x, int64_t rows, int64_t k, int threads) {
+const Row *round_rows(const float *x, int64_t rows, int64_t k, Norm norm, int threads) {
     static thread_local Memory memory;
     const Shape shape(k);
     uint8_t *integers = room(memory.integers, rows * shape.stride);
     Outlier *outliers = room(memory.outliers, rows * shape.most);
     Row *all = room(memory.rows, rows);
     in_parallel(rows, 4, threads, [&](int64_t begin, int64_t end) {
-        for (int64_t m = begin; m < end; m++)
-            round_row(x + m * k, shape, integers + m * shape.stride, outliers + m * shape.most, all[m]);
+        static thread_local std::vector<float> normed;
+        for (int64_t m = begin; m < end; m++) {
+            const float *row = x + m * k;
+            if (norm.weight) {
+                rms_norm(row, norm.weight, room(normed, k), k, norm.eps);
+                row = normed.data();
+            }
+            round_row(row, shape, integers + m * shape.stride, outliers + m * shape.most, all[m]);
+        }
     });
     return all;
 }

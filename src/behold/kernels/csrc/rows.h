@@ -19,8 +19,14 @@ struct Row {
     float step; // NaN where an entry is not finite; all integers are 0 then
 };
 
+// What rows are multiplied with after their division by their root mean square; no weight: they stay as they are.
+struct Norm {
+    const float *weight; // (k), a multiple of 8
+    double eps;
+};
+
 // Up to `rows` rows of `k` numbers, rounded; the memory belongs to the calling thread and is used again by its next call.
-const Row *round_rows(const float *x, int64_t rows, int64_t k, int threads);
+const Row *round_rows(const float *x, int64_t rows, int64_t k, Norm norm, int threads);
 
 // So many rows are rounded and multiplied at a time: the memory for them stays in bounds.
 inline int64_t rows_at_once(int64_t k) {
@@ -35,24 +41,3 @@ inline int64_t rows_per_portion(int64_t rows, int64_t k) {
     const int64_t portions = (rows + most - 1) / most;
     return ((rows + portions - 1) / portions + 2) / 3 * 3;
 }
-
-// What is common to all columns of a call: where the rows come from, and where the results go.
-struct Columns {
-    const Row *rows;
-    const float *scale;  // (n)
-    const int32_t *sums; // (n) of each column's integer weights
-    const float *bias;   // (n) or null
-    float *y;            // (rows, n)
-    int64_t n;
-
-    // Row m of a panel from the exact sums of its integers in [0, 127] and its outliers: one formula for every kernel.
-    void finish(int64_t m, int64_t panel, const int32_t *products) const {
-        const Row &row = rows[m];
-        const int64_t first = panel * PANEL, width = n - first < PANEL ? n - first : PANEL;
-        float *out = y + m * n + first;
-        for (int64_t i = 0; i < width; i++) {
-            const float sum = static_cast<float>(products[i] - row.zero * sums[first + i]);
-            out[i] = sum * (row.step * scale[first + i]) + (bias ? bias[first + i] : 0.0f);
-        }
-    }
-};

@@ -102,10 +102,12 @@ class EncoderLayer(nn.Module):
         """(B, n, D) to (B, n, D), in pieces."""
         x = x + (yield from self.self_attn.steps(self.layer_norm1(x)))
         done = []
-        for rows in self.layer_norm2(x).flatten(0, 1).tensor_split(n_pieces(x)):
-            done.append(self.mlp(rows))
+        pieces = n_pieces(x)
+        rows = self.layer_norm2(x).flatten(0, 1).tensor_split(pieces)
+        for normed, plain in zip(rows, x.flatten(0, 1).tensor_split(pieces), strict=True):
+            done.append(self.mlp(normed, plain))
             yield
-        return x + torch.cat(done).view_as(x)
+        return torch.cat(done).view_as(x)
 
 
 class Encoder(nn.Module):
