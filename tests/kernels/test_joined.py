@@ -100,6 +100,10 @@ def test_a_replaced_layer_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         assert joined.kernel(x, first, nn.Linear(64, 32)) is None
         assert joined.kernel(x.double(), first) is None
         assert joined.kernel(x[:0], first) is None
+        watched = first.register_forward_hook(lambda *_: None)
+        assert joined.kernel(x, first) is None
+        watched.remove()
+        assert joined.kernel(x, first) is not None
         monkeypatch.setattr(native, "LIBRARY", None)
         assert joined.kernel(x, first) is None
     assert joined.kernel(x, first) is None, "with gradients"

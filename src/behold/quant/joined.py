@@ -15,8 +15,11 @@ class Joined:
         self._kernel: linear_q.Kernel | None = None
 
     def kernel(self, x: Tensor, *layers: nn.Module) -> linear_q.Kernel | None:
-        """For x (…, K) and layers in the order of their outputs; None where it takes more than a kernel."""
-        if not native.ready(x) or not x.numel():
+        """For x (…, K) and layers in the order of their outputs; None where it takes more than a kernel.
+
+        Somebody who watches a layer, with a hook, is to see what goes in and comes out.
+        """
+        if not native.ready(x) or not x.numel() or any(layer._forward_hooks for layer in layers):
             return None
         kernel = self._kernel
         # past nn.Module's own look-up, which for a step of one token is as slow as a small layer

@@ -93,6 +93,8 @@ def _hook(watch: Watch, name: str) -> Callable[[nn.Module, tuple[Any, ...], Tens
             return
         assert isinstance(module, QuantizedLinear | QuantizedEmbedding)
         inputs, outputs = given[0].detach(), made.detach()
+        if len(given) > 1 and given[1] is not None:  # what was added to the product
+            outputs = outputs - given[1]
         inputs = inputs.reshape(-1, inputs.shape[-1]) if inputs.is_floating_point() else inputs.reshape(-1)
         n_rows = min(ROWS, len(inputs))
         at = torch.arange(n_rows) * len(inputs) // max(n_rows, 1)
