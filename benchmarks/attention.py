@@ -1,8 +1,11 @@
-"""How to run a decode step's attention over a ragged batch: the measurement behind two decisions in the architecture.
+"""Attention on a CPU: our kernels against torch's, and how to run a decode step over a ragged batch.
 
-    python -m benchmarks.attention [--threads N]
+    python -m benchmarks.attention [--threads N] [--only kernels|batches]
 
-For each mix of lengths, milliseconds of one layer:
+kernels: milliseconds of one layer, our kernels and `scaled_dot_product_attention` by turns, on data that a model's
+other layers have pushed out of the caches. torch: the product alone, with keys and values where it wants them.
+
+batches, the measurement behind two decisions in the architecture, for each mix of lengths:
 
     padded   one masked call over all rows up to the longest
     loop     one call a row over its own length
@@ -22,6 +25,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
+
+from behold.kernels.attention import RowTokens, Way, attend_all
+from behold.nn.attention import attend_one
 
 PAGE_TOKENS = 16
 SHAPES = {"0.5B (16 heads of 64)": (16, 16, 64), "7B (32 heads of 128, 8 for keys)": (32, 8, 128)}
@@ -45,6 +51,87 @@ def seconds(run: Callable[[], object], repeats: int = 30) -> float:
         run()
         timings.append(time.perf_counter() - start)
     return median(timings)
+
+
+TOWERS = {
+    "SigLIP, 384 pixels": (729, 16, 72),
+    "CLIP, 336 pixels": (577, 16, 64),
+    "idefics2, 980 pixels": (4900, 16, 72),
+}
+TOKENS = (  # sequences, context, new tokens, heads, heads for keys, places of a head
+    (1, 0, 760, 16, 16, 64),
+    (1, 1024, 1024, 16, 16, 64),
+    (1, 760, 64, 16, 16, 64),
+    (1, 760, 32, 16, 16, 64),
+    (1, 760, 16, 16, 16, 64),
+    (1, 760, 8, 16, 16, 64),
+    (1, 760, 4, 16, 16, 64),
+    (1, 800, 1, 16, 16, 64),
+    (8, 800, 1, 16, 16, 64),
+    (1, 4096, 1, 16, 16, 64),
+    (1, 0, 760, 32, 8, 128),
+    (1, 760, 16, 32, 8, 128),
+    (1, 760, 8, 32, 8, 128),
+    (1, 760, 4, 32, 8, 128),
+    (8, 800, 1, 32, 8, 128),
+)
+LAYERS = 12
+
+
+def by_turns(ways: dict[str, Callable[[int], object]], repeats: int) -> list[str]:
+    """Median milliseconds of each; a way is called with the number of the layer, another each time."""
+    found: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(repeats):
+        for name, run in ways.items():
+            start = time.perf_counter()
+            run(turn % LAYERS)
+            found[name].append(time.perf_counter() - start)
+    return [f"{1000 * median(timings[1:]):.3f}" for timings in found.values()]
+
+
+def towers() -> Table:
+    """Vision towers: every patch sees every other."""
+    table = Table("patches", "torch", "ours", title="ms a layer, one picture")
+    for name, (length, heads, dim) in TOWERS.items():
+        q, k, v = torch.randn(3, 1, length, heads * dim)
+        split = [x.view(1, length, heads, dim).transpose(1, 2) for x in (q, k, v)]
+        ways: dict[str, Callable[[int], object]] = {
+            "torch": lambda _, s=split: F.scaled_dot_product_attention(*s),
+            "ours": lambda _, x=(q, k, v), n=length, h=heads: attend_all(*x, h, start=0, stop=n),
+        }
+        table.add_row(f"{name}: {length}", *by_turns(ways, 5 if length > 1000 else 21))
+    return table
+
+
+def tokens() -> Table:
+    """Rows of the cache: prompts read and tokens written, float32 and float16 rows."""
+    columns = ("sequences × (context + new)", "heads", "torch", "few", "many", "few, 16 bits", "many, 16 bits")
+    table = Table(*columns, title="ms a layer")
+    for case in TOKENS:
+        count, context, new, heads, kv_heads, dim = case
+        found = by_turns(ways_of_tokens(case), 13 if new > 100 else 61)
+        table.add_row(f"{count} × ({context} + {new})", f"{heads}/{kv_heads} × {dim}", *found)
+    return table
+
+
+def ways_of_tokens(case: tuple[int, int, int, int, int, int]) -> dict[str, Callable[[int], object]]:
+    """In the order of the columns; case: see TOKENS."""
+    count, context, new, heads, kv_heads, dim = case
+    q, k, v = (torch.randn(count * new, n, dim) for n in (heads, kv_heads, kv_heads))
+    out = torch.empty_like(q)
+    narrow = [torch.randn(LAYERS, 2, kv_heads, context + new, dim).half() for _ in range(count)]
+    wide = [row.float() for row in narrow]
+
+    def by_torch(layer: int) -> None:
+        for i, row in enumerate(wide):
+            attend_one(q[i * new : (i + 1) * new], *row[layer])
+
+    def ours(way: Way, rows: list[Tensor]) -> Callable[[int], object]:
+        ready = RowTokens(way, [(row, context, new, i * new) for i, row in enumerate(rows)])
+        return lambda layer: ready.attend(layer, q, k, v, out, window=None)
+
+    kernels = {f"{way.name} {rows[0].dtype}": ours(way, rows) for rows in (wide, narrow) for way in Way}
+    return {"torch": by_torch, **kernels}
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -92,13 +179,23 @@ def main() -> None:
     """Measure every mix for every shape and print one table each."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.attention")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    torch.set_num_threads(parser.parse_args().threads)
+    parser.add_argument("--only", choices=["kernels", "batches"])
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
+    with torch.inference_mode():
+        if arguments.only != "batches":
+            Console().print(towers(), tokens())
+        if arguments.only != "kernels":
+            batches()
+
+
+def batches() -> None:
+    """Ways to run a decode step over sequences of many lengths."""
     for shape, (heads, kv_heads, dim) in SHAPES.items():
         table = Table("cached tokens", "padded", "loop", "pages", "copied", title=f"ms a layer, {shape}")
         for mix, lengths in MIXES.items():
-            with torch.inference_mode():
-                found = measure(lengths, heads, kv_heads, dim)
+            found = measure(lengths, heads, kv_heads, dim)
             table.add_row(mix, *(f"{1000 * value:.2f}" for value in found.values()))
         Console().print(table)
 

@@ -5,6 +5,7 @@
         check(subject)
 
 The yardstick is `uncached`: each next token from one pass over everything before it, without cache, batch or engine.
+Engines here keep keys and values as they are computed; rounding them is `narrow_rows_equal_alone`'s matter.
 """
 
 from __future__ import annotations
@@ -40,12 +41,13 @@ class Subject:
     params: SamplingParams = field(default_factory=lambda: SamplingParams(max_new_tokens=NEW_TOKENS))
     _expected: list[tuple[int, ...]] = field(default_factory=list)
 
-    def engine(self, **options: int) -> Engine:
+    def engine(self, *, kv_dtype: str | None = None, **options: int) -> Engine:
+        kv_dtype = kv_dtype or ("float32" if self.model.quantized else "auto")
         return Engine(
             self.model,
             tokenizer=self.processor.tokenizer,
             eos_token_ids=self.processor.eos_token_ids,
-            options=EngineOptions(**options),
+            options=EngineOptions(kv_dtype=kv_dtype, **options),
         )
 
     @property
@@ -141,6 +143,13 @@ def batched_equals_alone(subject: Subject) -> None:
         engine = subject.engine(max_rows=rows)
         assert _ids(engine.complete(subject.requests)) == subject.expected
         engine.check()
+
+
+def narrow_rows_equal_alone(subject: Subject) -> None:
+    """Keys and values of 16 bits: batched and in pieces as one by one. Another rounding, so not always `uncached`'s."""
+    alone = [subject.engine(kv_dtype="float16").complete([request])[0].ids for request in subject.requests]
+    for options in ({}, {"max_rows": 2}, {"max_step_tokens": 17}):
+        assert _ids(subject.engine(kv_dtype="float16", **options).complete(subject.requests)) == alone
 
 
 def chunked_equals_whole(subject: Subject) -> None:
@@ -336,6 +345,7 @@ QUANTIZED: tuple[Callable[[Subject], None], ...] = (
     batched_equals_alone,
     chunked_equals_whole,
     beginnings_shared_equal_alone,
+    narrow_rows_equal_alone,
 )
 
 

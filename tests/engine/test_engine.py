@@ -20,7 +20,7 @@ def model() -> FakeModel:
     return FakeModel()
 
 
-def make(model: FakeModel, **options: int) -> Engine:
+def make(model: FakeModel, **options: int | str) -> Engine:
     return Engine(model, tokenizer=None, eos_token_ids=frozenset({1}), options=EngineOptions(**options))
 
 
@@ -314,6 +314,18 @@ def test_memory_holds_requests_back(model: FakeModel) -> None:
         greedy(model, prompt(i, 12), 10, frozenset({1})) for i in range(6)
     ]
     assert engine.stats().kv_cache_bytes <= a_token * 64
+
+
+def test_narrow_rows_hold_twice_as_many(model: FakeModel) -> None:
+    options = {"kv_cache_bytes": 2 * 2 * 2 * 8 * 4 * 64, "kv_dtype": "float16"}
+    engine = make(model, max_rows=8, **options)
+    asked = [(prompt(i, 12), SamplingParams(max_new_tokens=10)) for i in range(6)]
+    requests = [engine.submit(*each) for each in asked]
+    engine.step()
+    assert engine.stats().running == 6, "6 rows of 21 places fit into 128"
+    engine.wait(requests)
+    alone = [make(model, max_rows=1, **options).complete([each])[0] for each in asked]
+    assert [r.completions[0].ids for r in requests] == [done.ids for done in alone]
 
 
 def test_a_full_queue_refuses_and_goes_on(model: FakeModel) -> None:

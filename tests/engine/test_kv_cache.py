@@ -10,13 +10,23 @@ from torch import Tensor
 
 from behold.engine import kv_cache
 from behold.engine.kv_cache import KVCache
+from behold.errors import OptionError
+from behold.kernels import attention
 from behold.nn.attention import AttentionPlan, attend_one
+from tests.engine.fake import FakeModel
 
 HKV, D = 2, 8
 
 
-def cache(*, layers: int = 2) -> KVCache:
-    return KVCache(n_layers=layers, n_kv_heads=HKV, head_dim=D, device=torch.device("cpu"), dtype=torch.float32)
+def cache(*, layers: int = 2, stored: torch.dtype = torch.float32) -> KVCache:
+    return KVCache(
+        n_layers=layers,
+        n_kv_heads=HKV,
+        head_dim=D,
+        device=torch.device("cpu"),
+        dtype=stored,
+        computes=torch.float32,
+    )
 
 
 def random(*shape: int) -> Tensor:
@@ -26,7 +36,8 @@ def random(*shape: int) -> Tensor:
 class Histories:
     """Keys and values of every slot in one piece, and what attending to them gives."""
 
-    def __init__(self) -> None:
+    def __init__(self, stored: torch.dtype = torch.float32) -> None:
+        self.stored = stored
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
 
@@ -39,7 +50,7 @@ class Histories:
             rows = slice(start, start + length)
             for store, new in ((self.keys, k), (self.values, v)):
                 old = store.get(slot, torch.empty(HKV, 0, D))
-                store[slot] = torch.cat([old, new[rows].transpose(0, 1)], 1)
+                store[slot] = torch.cat([old, new[rows].transpose(0, 1).to(self.stored).float()], 1)
             spans = plan.spans_of(index)
             outputs.append(attend_one(q[rows], self.keys[slot], self.values[slot], window=window, spans=spans))
             start += length
@@ -48,34 +59,39 @@ class Histories:
 
 # A step: for some slots, how many tokens each adds.
 steps = st.lists(
-    st.dictionaries(st.integers(0, 5), st.sampled_from([1, 1, 1, 2, 7]), min_size=1, max_size=6), min_size=1, max_size=8
+    st.dictionaries(st.integers(0, 5), st.sampled_from([1, 1, 1, 2, 7, 20]), min_size=1, max_size=6),
+    min_size=1,
+    max_size=8,
 )
 
 
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("heads", [2, 6])
-def test_any_steps_attend_as_over_whole_histories(window: int | None, heads: int) -> None:
-    @given(steps=steps, seed=st.integers(0, 99))
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_any_steps_attend_as_over_whole_histories(window: int | None, heads: int, stored: torch.dtype) -> None:
+    @given(steps=steps, seed=st.integers(0, 99), native=st.booleans())
     @settings(max_examples=30, deadline=None)
-    def run(steps: list[dict[int, int]], seed: int) -> None:
+    def run(steps: list[dict[int, int]], seed: int, native: bool) -> None:
         torch.manual_seed(seed)
-        under_test, histories = cache(layers=1), Histories()
+        under_test, histories = cache(layers=1, stored=stored), Histories(stored)
         for step in steps:
             items = sorted(step.items(), key=lambda item: (item[1] > 1, item[0]))
             slots, lengths = tuple(slot for slot, _ in items), tuple(length for _, length in items)
             plan = AttentionPlan(lengths, tuple(histories.length(slot) for slot in slots), slots)
             for slot, context, length in zip(slots, plan.contexts, lengths, strict=True):
-                under_test.grow(slot, context + length, reserve=64)
+                under_test.grow(slot, context + length, reserve=200)
             q, k, v = random(plan.n_rows, heads, D), random(plan.n_rows, HKV, D), random(plan.n_rows, HKV, D)
-            found = under_test.view(plan).attend(0, q, k, v, window=window)
+            with torch.inference_mode(native):  # kernels keep to where no gradients are
+                found = under_test.view(plan).attend(0, q, k, v, window=window)
             assert torch.allclose(found, histories.attend(plan, q, k, v, window), atol=1e-5)
 
     run()
 
 
-def test_spans_that_attend_both_ways() -> None:
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16], ids=str)
+def test_spans_that_attend_both_ways(stored: torch.dtype) -> None:
     torch.manual_seed(0)
-    under_test, histories = cache(layers=1), Histories()
+    under_test, histories = cache(layers=1, stored=stored), Histories(stored)
     for slot in (0, 1):
         under_test.grow(slot, 20, reserve=20)
     for plan in (
@@ -104,6 +120,18 @@ def test_branches_see_what_is_before_them_and_themselves(window: int | None) -> 
         keys, values = (torch.cat([a, b[rows]]).transpose(0, 1) for a, b in ((old[1], k), (old[2], v)))
         assert torch.allclose(found[rows], attend_one(q[rows], keys, values, window=window), atol=1e-5)
         start += length
+
+
+@pytest.mark.parametrize("spans", [(), ((0, 3),)], ids=["causal", "both ways"])
+def test_what_the_narrow_type_cannot_hold_stays_a_number(spans: tuple[tuple[int, int], ...]) -> None:
+    under_test = cache(layers=1, stored=torch.float16)
+    under_test.grow(0, 3, reserve=3)
+    k = torch.full((3, HKV, D), 1e6)
+    plan = AttentionPlan((3,), (0,), (0,), (spans,))
+    with torch.inference_mode():
+        found = under_test.view(plan).attend(0, random(3, HKV, D), k, -k)
+    assert under_test.rows[0][0, 0, :, :3].unique().tolist() == [65504]
+    assert torch.allclose(found, torch.tensor(-65504.0))
 
 
 def test_a_row_doubles_and_keeps_what_is_there() -> None:
@@ -157,3 +185,32 @@ def test_a_ceiling_is_found_on_this_computer(monkeypatch: pytest.MonkeyPatch) ->
     assert kv_cache.budget_bytes(torch.device("cpu")) >= kv_cache.FLOOR_BYTES
     monkeypatch.setattr(kv_cache, "_free_bytes", lambda: 6 << 30)
     assert kv_cache.budget_bytes(torch.device("cpu")) == 3 << 30
+
+
+@pytest.mark.parametrize(
+    ("choice", "integers", "wanted"),
+    [
+        ("auto", False, torch.float32),
+        ("auto", True, torch.float16),
+        ("float32", True, torch.float32),
+        ("float16", False, torch.float16),
+    ],
+)
+def test_the_type_of_rows(choice: str, integers: bool, wanted: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "half_pays", lambda: True)
+    model = FakeModel()
+    if integers:
+        model.decoder.register_buffer("weight", torch.zeros(1, dtype=torch.int8))
+    assert kv_cache.stored_as(choice, model) is wanted
+
+
+def test_rows_are_narrow_only_where_that_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "half_pays", lambda: False)
+    model = FakeModel()
+    model.decoder.register_buffer("weight", torch.zeros(1, dtype=torch.int8))
+    assert kv_cache.stored_as("auto", model) is torch.float32
+
+
+def test_an_unknown_type_of_rows() -> None:
+    with pytest.raises(OptionError, match=r"kv_dtype='int2'.*'float16'"):
+        kv_cache.stored_as("int2", FakeModel())

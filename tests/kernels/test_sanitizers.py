@@ -1,4 +1,4 @@
-"""The quantized kernels under the sanitizers for addresses and undefined behaviour, in a program of their own."""
+"""The kernels under the sanitizers for addresses and undefined behaviour, in programs of their own."""
 
 from __future__ import annotations
 
@@ -14,19 +14,23 @@ HERE = Path(__file__).parent
 SOURCES = Path(native.__file__).parent / "csrc"
 COMPILER = shutil.which("g++") or shutil.which("c++")
 FLAGS = ["-std=c++17", "-O0", "-fno-math-errno", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+PROGRAMS = [
+    ("sanitized.cpp", ("linear_q.cpp", "linear_q8.cpp", "linear_q4.cpp", "rows.cpp"), "300 products"),
+    ("sanitized_attention.cpp", ("attention_few.cpp", "attention_tiles.cpp"), "120 attentions"),
+]
 
 
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")
 @pytest.mark.parametrize("level", ["base", "avx2"])
-def test_they_stay_in_their_memory(tmp_path: Path, level: str) -> None:
+@pytest.mark.parametrize(("main", "kernels", "printed"), PROGRAMS)
+def test_they_stay_in_their_memory(
+    tmp_path: Path, level: str, main: str, kernels: tuple[str, ...], printed: str
+) -> None:
     if level == "avx2" and not any("avx2" in path.name for path in native.libraries()):
         pytest.skip("this CPU has no AVX2")
     flags = [*FLAGS, *(["-mavx2", "-mfma", "-mf16c"] if level == "avx2" else [])]
     program = tmp_path / "sanitized"
-    files = [
-        HERE / "sanitized.cpp",
-        *(SOURCES / name for name in ("linear_q.cpp", "linear_q8.cpp", "linear_q4.cpp", "rows.cpp")),
-    ]
+    files = [HERE / main, *(SOURCES / name for name in kernels)]
     command = [str(COMPILER), *flags, f"-I{SOURCES}", *map(str, files), str(SOURCES / "pool.cpp"), "-o", str(program)]
     built = subprocess.run(command, capture_output=True, text=True, check=False)
     if "cannot find -lasan" in built.stderr or "unrecognized" in built.stderr:
@@ -34,4 +38,4 @@ def test_they_stay_in_their_memory(tmp_path: Path, level: str) -> None:
     assert built.returncode == 0, built.stderr
     run = subprocess.run([str(program)], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.strip() == "300 products"
+    assert run.stdout.strip() == printed

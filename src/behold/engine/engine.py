@@ -13,7 +13,7 @@ from collections.abc import Sequence as Many
 
 from behold.engine.admission import Admission
 from behold.engine.blocks import RowTable
-from behold.engine.kv_cache import budget_bytes, bytes_a_token
+from behold.engine.kv_cache import budget_bytes, bytes_a_token, stored_as
 from behold.engine.options import EngineOptions
 from behold.engine.record import Recorder
 from behold.engine.request import Request
@@ -39,7 +39,8 @@ class Engine:
         options: EngineOptions | None = None,
     ) -> None:
         options = options or EngineOptions()
-        self._bytes_a_token = bytes_a_token(model.config.text, model.dtype)
+        kv_dtype = stored_as(options.kv_dtype, model)
+        self._bytes_a_token = bytes_a_token(model.config.text, kv_dtype)
         self._bytes_an_image_token = model.config.text.hidden_size * model.dtype.itemsize
         kv_bytes = budget_bytes(model.device) if options.kv_cache_bytes is None else options.kv_cache_bytes
         step_tokens = options.max_step_tokens or (1024 if model.device.type == "cpu" else 2048)
@@ -57,7 +58,11 @@ class Engine:
             bytes_a_token=self._bytes_a_token,
         )
         self._runner = Runner(
-            model, table=self._table, image_cache_bytes=options.image_cache_bytes, max_image_tokens=step_tokens
+            model,
+            table=self._table,
+            kv_dtype=kv_dtype,
+            image_cache_bytes=options.image_cache_bytes,
+            max_image_tokens=step_tokens,
         )
         self._scheduler = Scheduler(
             self._table,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections import defaultdict
 from collections.abc import Set
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,24 +18,36 @@ import torch
 from torch import Tensor
 
 from behold.engine.blocks import capacity
-from behold.kernels import attention_f32
-from behold.nn.attention import AttentionPlan, attend_masked, attention_mask, branch_mask
+from behold.errors import OptionError
+from behold.kernels import attention
+from behold.kernels.attention import RowTokens, Way
+from behold.nn.attention import AttentionPlan, attend_masked, attention_mask, branch_mask, narrowed
 
 if TYPE_CHECKING:
+    from behold.models.base import VisionLanguageModel
     from behold.models.config import TextConfig
 
 FLOOR_BYTES = 1 << 30
 SLACK_TOKENS = 256
+KV_DTYPES = ("auto", "float32", "float16")
 
 
 class KVCache:
     """The storage of all rows."""
 
     def __init__(
-        self, *, n_layers: int, n_kv_heads: int, head_dim: int, device: torch.device, dtype: torch.dtype
+        self,
+        *,
+        n_layers: int,
+        n_kv_heads: int,
+        head_dim: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        computes: torch.dtype | None = None,
     ) -> None:
+        """dtype: what is stored. computes: what queries, keys and values come in; None: the same."""
         self.n_layers, self.n_kv_heads, self.head_dim = n_layers, n_kv_heads, head_dim
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self.computes = device, dtype, computes or dtype
         self.rows: dict[int, Tensor] = {}
         self._used: dict[int, int] = {}
 
@@ -85,32 +98,34 @@ class RowView:
         self._masks: dict[tuple[int, int | None], Tensor | None] = {}
         starts = [0, *itertools.accumulate(plan.lengths)]
         self._slices = [slice(start, start + length) for start, length in zip(starts, plan.lengths, strict=False)]
-        few = [index for index in range(len(self._rows)) if self._suits_kernel(index)]
-        self._others = [index for index in range(len(self._rows)) if index not in few]
-        self._few = (
-            attention_f32.FewTokens(
-                [(self._rows[i], plan.contexts[i], plan.lengths[i], self._slices[i].start) for i in few]
-            )
-            if few
-            else None
-        )
+        ways: defaultdict[Way | None, list[int]] = defaultdict(list)
+        for index in range(len(self._rows)):
+            ways[self._way(cache, index)].append(index)
+        self._others = ways.pop(None, [])
+        self._ours = [
+            RowTokens(way, [(self._rows[i], plan.contexts[i], plan.lengths[i], starts[i]) for i in indices])
+            for way, indices in ways.items()
+            if way is not None
+        ]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None) -> Tensor:
         """See CacheView.attend. Each sequence's rows over its own keys: a padded batch is no faster on a CPU."""
         if len(self._others) == len(self._rows) == 1:
             return self._attend_row(0, layer, (q, k, v), window)
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
-        if self._few is not None:
-            self._few.attend(layer, q, k, v, out, window=window)
+        for tokens in self._ours:
+            tokens.attend(layer, q, k, v, out, window=window)
         for index in self._others:
             rows = self._slices[index]
             out[rows] = self._attend_row(index, layer, (q[rows], k[rows], v[rows]), window)
         return out
 
-    def _suits_kernel(self, index: int) -> bool:
-        """Whether a sequence's tokens are few and see nothing but what is before them."""
+    def _way(self, cache: KVCache, index: int) -> Way | None:
+        """The kernel for a sequence's tokens, if they see nothing but what is before them."""
         plain = not self._plan.spans_of(index) and not self._plan.branches_of(index)
-        return plain and attention_f32.suits(self._rows[index], self._plan.lengths[index])
+        if not plain or cache.computes is not torch.float32:
+            return None
+        return attention.way(self._rows[index], self._plan.lengths[index])
 
     def _attend_row(self, index: int, layer: int, new: tuple[Tensor, Tensor, Tensor], window: int | None) -> Tensor:
         """One sequence's new rows (T, H, d) over its row of the cache. Returns (T, Hq, d)."""
@@ -118,12 +133,13 @@ class RowView:
         keys, values = self._rows[index][layer]
         context = self._plan.contexts[index]
         total = context + q.shape[0]
-        keys[:, context:total] = k.transpose(0, 1)
-        values[:, context:total] = v.transpose(0, 1)
+        keys[:, context:total] = narrowed(k.transpose(0, 1), keys.dtype)
+        values[:, context:total] = narrowed(v.transpose(0, 1), values.dtype)
+        keys, values = keys[:, :total].to(q.dtype), values[:, :total].to(q.dtype)
         if q.shape[0] == 1 and not self._plan.spans_of(index):
             first = 0 if window is None else max(0, total - window)  # a window is a shorter history, no mask
-            return attend_masked(q, keys[:, first:total], values[:, first:total], None)
-        return attend_masked(q, keys[:, :total], values[:, :total], self._mask(index, window))
+            return attend_masked(q, keys[:, first:], values[:, first:], None)
+        return attend_masked(q, keys, values, self._mask(index, window))
 
     def _mask(self, index: int, window: int | None) -> Tensor | None:
         if (index, window) not in self._masks:
@@ -135,6 +151,20 @@ class RowView:
                 mask = attention_mask(length, context, window=window, spans=spans, device=self._device)
             self._masks[index, window] = mask
         return self._masks[index, window]
+
+
+def stored_as(choice: str, model: VisionLanguageModel) -> torch.dtype:
+    """The type of keys and values that EngineOptions.kv_dtype means for this model.
+
+    Raises:
+        OptionError: no such type.
+    """
+    if choice not in KV_DTYPES:
+        raise OptionError(f"kv_dtype={choice!r} is not allowed: one of {', '.join(map(repr, KV_DTYPES))}")
+    if choice != "auto":
+        return torch.float16 if choice == "float16" else torch.float32
+    narrow = model.quantized and model.device.type == "cpu" and model.dtype is torch.float32
+    return torch.float16 if narrow and attention.half_pays() else model.dtype
 
 
 def bytes_a_token(text: TextConfig, dtype: torch.dtype) -> int:

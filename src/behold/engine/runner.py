@@ -41,7 +41,13 @@ class Runner:
     """The tensors: KV rows, image embeddings, positions, random numbers."""
 
     def __init__(
-        self, model: VisionLanguageModel, *, table: RowTable, image_cache_bytes: int, max_image_tokens: int
+        self,
+        model: VisionLanguageModel,
+        *,
+        table: RowTable,
+        kv_dtype: torch.dtype,
+        image_cache_bytes: int,
+        max_image_tokens: int,
     ) -> None:
         self._model = model
         self._table = table
@@ -52,7 +58,8 @@ class Runner:
             n_kv_heads=text.num_key_value_heads,
             head_dim=text.head_dim,
             device=model.device,
-            dtype=model.dtype,
+            dtype=kv_dtype,
+            computes=model.dtype,
         )
         self.images = ImageCache(image_cache_bytes)
         self._encoder = Encoder(model, self.images, max_tokens=max_image_tokens)

@@ -24,10 +24,12 @@ _SIGNATURES: dict[str, str] = {  # p: address, i: 64-bit integer, d: double, t: 
     "bh_linear_f32": "ppppiiit",
     "bh_linear_q": "ppiipdppiit",
     "bh_round_q4": "ppppiit",
-    "bh_attend_f32": "pippppiiiiit",
     "bh_rms_norm_f32": "pppiidt",
     "bh_rotate_f32": "pipppiiiit",
     "bh_silu_times_f32": "pppit",
+    "bh_attend_few": "pippppiiiiiit",
+    "bh_attend_many": "pippppiiiiiit",
+    "bh_attend_all": "ppppiiiiiiit",
 }
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "d": ctypes.c_double, "t": ctypes.c_int}
 

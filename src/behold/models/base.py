@@ -60,6 +60,11 @@ class VisionLanguageModel(nn.Module, ABC):
     def dtype(self) -> torch.dtype:
         return self.decoder.norm.weight.dtype
 
+    @property
+    def quantized(self) -> bool:
+        """Whether the decoder's weights are kept as small integers."""
+        return any(tensor.dtype in (torch.int8, torch.uint8) for tensor in self.decoder.buffers())
+
     def embed(self, ids: Tensor, image_rows: Tensor | None = None, at: Tensor | None = None) -> Tensor:
         """Token embeddings of ids (N,) with image_rows (M, D) written over the rows `at` (M,). Returns (N, D)."""
         embeddings: Tensor = self.decoder.embed_tokens(ids)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from behold.kernels import attention
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionPlan:
@@ -126,6 +128,25 @@ def attend_masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tenso
         enable_gqa=n_heads != k.shape[0],
     )
     return out[0].transpose(0, 1)
+
+
+def attend_all(q: Tensor, k: Tensor, v: Tensor, rows: slice, *, heads: int) -> Tensor:
+    """Those rows [start, stop) of attention in which each sees all of its own batch entry.
+
+    q, k, v: (B, n, heads · d). Returns (B, stop - start, heads · d).
+    """
+    if attention.suits_all(q, k, v, heads):
+        return attention.attend_all(q, k, v, heads, start=rows.start, stop=rows.stop)
+    q, k, v = (x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q[:, rows], k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def narrowed(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in another type; what that cannot hold becomes the most that it can: an infinite key would ruin all scores."""
+    if dtype is x.dtype:
+        return x
+    most = torch.finfo(dtype).max
+    return x.clamp(-most, most).to(dtype)
 
 
 class PlainCache:

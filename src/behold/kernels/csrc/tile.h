@@ -1,17 +1,17 @@
-// A few rows by a few rows, float32: the inner product that everything here is made of.
+// A few rows by a few rows, the inner product that everything here is made of.
 #pragma once
 
 #include "vec.h"
 
 // What to fetch into the cache meanwhile: rows [first, last) from `from` on.
 struct Ahead {
-    const float *from;
+    const void *from;
     int first, last;
 };
 
 // MR rows of x by NR rows of w over `k` places: y[m][n] (+)= their products.
-template <int MR, int NR>
-inline void tile(const float *x, int64_t ldx, const float *w, int64_t ldw, int64_t k, float *y, int64_t ldy, bool add,
+template <int MR, int NR, class W>
+inline void tile(const float *x, int64_t ldx, const W *w, int64_t ldw, int64_t k, float *y, int64_t ldy, bool add,
                  Ahead ahead) {
     v8 sums[MR][NR];
     for (int m = 0; m < MR; m++)
@@ -26,7 +26,8 @@ inline void tile(const float *x, int64_t ldx, const float *w, int64_t ldw, int64
     };
     int64_t i = 0;
     for (; i + 16 <= k; i += 16) {
-        for (int n = ahead.first; n < ahead.last; n++) __builtin_prefetch(ahead.from + n * ldw + i, 0, 2);
+        for (int n = ahead.first; n < ahead.last; n++)
+            __builtin_prefetch(static_cast<const W *>(ahead.from) + n * ldw + i, 0, 2);
         step(i);
         step(i + 8);
     }
@@ -34,7 +35,7 @@ inline void tile(const float *x, int64_t ldx, const float *w, int64_t ldw, int64
     for (int m = 0; m < MR; m++)
         for (int n = 0; n < NR; n++) {
             float sum = sum8(sums[m][n]);
-            for (int64_t j = i; j < k; j++) sum += x[m * ldx + j] * w[n * ldw + j];
+            for (int64_t j = i; j < k; j++) sum += x[m * ldx + j] * number(w[n * ldw + j]);
             y[m * ldy + n] = add ? y[m * ldy + n] + sum : sum;
         }
 }

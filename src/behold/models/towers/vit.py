@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from behold.nn.attention import attend_all
 from behold.nn.embedding import embedding
 from behold.nn.linear import Linear
 from behold.nn.mlp import MLP
@@ -76,14 +77,13 @@ class SelfAttention(nn.Module):
 
     def steps(self, x: Tensor) -> Generator[None, None, Tensor]:
         """(B, n, D) to (B, n, D), in pieces."""
-        batch, length, width = x.shape
-        heads = (batch, length, self.heads, width // self.heads)
-        q, k, v = (proj(x).view(heads).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (proj(x) for proj in (self.q_proj, self.k_proj, self.v_proj))
         yield
         done = []
-        for queries in q.tensor_split(n_pieces(x), dim=2):
-            seen = F.scaled_dot_product_attention(queries, k, v).transpose(1, 2)
-            done.append(self.out_proj(seen.reshape(batch, -1, width)))
+        pieces, length = n_pieces(x), x.shape[1]
+        for i in range(pieces):
+            rows = slice(length * i // pieces, length * (i + 1) // pieces)
+            done.append(self.out_proj(attend_all(q, k, v, rows, heads=self.heads)))
             yield
         return torch.cat(done, dim=1)
 

@@ -1,10 +1,12 @@
-// Attention of a few new tokens over rows of the cache, float32: keys and values are read once, in long runs.
+// Attention of a few new tokens over rows of the cache: keys and values are read once, in long runs.
 //
-// Softmax goes on over chunks of keys with a running largest score (Milakov and Gimelshein 2018, arxiv.org/abs/1805.02867).
+// Softmax goes on over chunks of keys with a running largest score (Milakov and Gimelshein 2018,
+// arxiv.org/abs/1805.02867).
 // Chunks begin at fixed places, so a token's result depends neither on its neighbours nor on how a prompt was cut.
 
 #include <cmath>
 
+#include "attention.h"
 #include "pool.h"
 #include "tile.h"
 
@@ -12,20 +14,6 @@ namespace {
 
 constexpr int64_t CHUNK = 64;  // keys: with their values they fill a nearest cache for heads of 64
 constexpr int GROUP = 8; // queries that share a reading of a chunk
-
-// One sequence: its row of the cache (layers, 2, Hkv, capacity, d), places filled before, its new tokens and the first
-// of them in q, k, v and out.
-struct Row {
-    float *cache;
-    int64_t capacity, context, length, token;
-};
-
-struct Step {
-    const float *q, *k, *v; // (N, Hq, d), (N, Hkv, d), (N, Hkv, d)
-    float *out;             // (N, Hq, d)
-    int64_t layer, heads, kv_heads, dim, window;
-    float scale;
-};
 
 struct Query {
     const float *q;
@@ -35,14 +23,15 @@ struct Query {
 };
 
 // scores[i][j] = query i . key j of a chunk, for two queries at a time where there are two.
-template <int MR>
-void score(const Query *queries, const float *keys, int64_t length, int64_t dim, float (*scores)[CHUNK]) {
+template <int MR, class T>
+void score(const Query *queries, const T *keys, int64_t length, int64_t dim, float (*scores)[CHUNK]) {
     const Ahead none{nullptr, 0, 0};
     const int64_t apart = queries[MR - 1].q - queries[0].q;
     int64_t j = 0;
     for (; j + 4 <= length; j += 4)
         tile<MR, 4>(queries[0].q, apart, keys + j * dim, dim, dim, scores[0] + j, CHUNK, false, none);
-    for (; j < length; j++) tile<MR, 1>(queries[0].q, apart, keys + j * dim, dim, dim, scores[0] + j, CHUNK, false, none);
+    for (; j < length; j++)
+        tile<MR, 1>(queries[0].q, apart, keys + j * dim, dim, dim, scores[0] + j, CHUNK, false, none);
 }
 
 // Scores to weights, the running sums moved on.
@@ -72,8 +61,8 @@ void weigh(Query &query, float *scores, int64_t start, int64_t length, int64_t d
 }
 
 // out += weights . values over `PARTS` eights of a head, from place `at` on.
-template <int MR, int PARTS>
-void gather(const Query *queries, const float (*weights)[CHUNK], const float *values, int64_t length, int64_t dim,
+template <int MR, int PARTS, class T>
+void gather(const Query *queries, const float (*weights)[CHUNK], const T *values, int64_t length, int64_t dim,
             int64_t at) {
     v8 sums[MR][PARTS];
     for (int m = 0; m < MR; m++)
@@ -87,8 +76,8 @@ void gather(const Query *queries, const float (*weights)[CHUNK], const float *va
         for (int n = 0; n < PARTS; n++) store8(queries[m].out + at + 8 * n, sums[m][n]);
 }
 
-template <int MR>
-void attend_chunk(Query *queries, const float *keys, const float *values, int64_t start, int64_t length, int64_t dim,
+template <int MR, class T>
+void attend_chunk(Query *queries, const T *keys, const T *values, int64_t start, int64_t length, int64_t dim,
                   float scale) {
     alignas(32) float scores[MR][CHUNK];
     score<MR>(queries, keys + start * dim, length, dim, scores);
@@ -100,7 +89,7 @@ void attend_chunk(Query *queries, const float *keys, const float *values, int64_
     for (; at < dim; at += 8) gather<MR, 1>(queries, scores, values + start * dim, length, dim, at);
 }
 
-void attend_group(Query *queries, int n, const float *keys, const float *values, int64_t dim, float scale) {
+template <class T> void attend_group(Query *queries, int n, const Source<T> &source, int64_t dim, float scale) {
     int64_t first = queries[0].first, last = queries[0].last;
     for (int i = 1; i < n; i++) {
         first = queries[i].first < first ? queries[i].first : first;
@@ -109,8 +98,8 @@ void attend_group(Query *queries, int n, const float *keys, const float *values,
     for (int64_t start = first / CHUNK * CHUNK; start < last; start += CHUNK) {
         const int64_t length = last - start < CHUNK ? last - start : CHUNK;
         int i = 0;
-        for (; i + 2 <= n; i += 2) attend_chunk<2>(queries + i, keys, values, start, length, dim, scale);
-        for (; i < n; i++) attend_chunk<1>(queries + i, keys, values, start, length, dim, scale);
+        for (; i + 2 <= n; i += 2) attend_chunk<2>(queries + i, source.keys, source.values, start, length, dim, scale);
+        for (; i < n; i++) attend_chunk<1>(queries + i, source.keys, source.values, start, length, dim, scale);
     }
     for (int i = 0; i < n; i++)
         for (int64_t at = 0; at < dim; at += 8)
@@ -118,40 +107,42 @@ void attend_group(Query *queries, int n, const float *keys, const float *values,
 }
 
 // One head of keys and values of one sequence, with all query heads that share it.
-void attend_head(const Step &step, const Row &row, int64_t head) {
-    const int64_t dim = step.dim, shared = step.heads / step.kv_heads, plane = row.capacity * dim;
-    float *keys = row.cache + ((step.layer * 2) * step.kv_heads + head) * plane;
-    float *values = keys + step.kv_heads * plane;
-    for (int64_t t = 0; t < row.length; t++) {
-        const int64_t from = ((row.token + t) * step.kv_heads + head) * dim, to = (row.context + t) * dim;
-        std::memcpy(keys + to, step.k + from, dim * sizeof(float));
-        std::memcpy(values + to, step.v + from, dim * sizeof(float));
-    }
+template <class T> void attend_head(const Step &step, const Row &row, int64_t head) {
+    const int64_t dim = step.dim, shared = step.heads / step.kv_heads;
+    keep_new<T>(step, row, head);
+    const Source<T> source = source_of<T>(step, row, head);
     Query queries[GROUP];
     int n = 0;
     for (int64_t t = 0; t < row.length; t++)
         for (int64_t g = 0; g < shared; g++) {
-            const int64_t at = ((row.token + t) * step.heads + head * shared + g) * dim, last = row.context + t + 1;
-            const int64_t first = step.window > 0 && last > step.window ? last - step.window : 0;
+            const int64_t at = ((row.token + t) * step.heads + head * shared + g) * dim, place = row.context + t;
             for (int64_t d = 0; d < dim; d++) step.out[at + d] = 0;
-            queries[n++] = {step.q + at, step.out + at, first, last, -INFINITY, 0.0f};
+            queries[n++] = {step.q + at, step.out + at, first_seen(step, place), place + 1, -INFINITY, 0.0f};
             if (n == GROUP) {
-                attend_group(queries, n, keys, values, dim, step.scale);
+                attend_group(queries, n, source, dim, step.scale);
                 n = 0;
             }
         }
-    if (n) attend_group(queries, n, keys, values, dim, step.scale);
+    if (n) attend_group(queries, n, source, dim, step.scale);
+}
+
+template <class T> void attend_rows(const Step &step, const Row *rows, int64_t n_rows, int threads) {
+    in_parallel(n_rows * step.kv_heads, 1, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t item = begin; item < end; item++)
+            attend_head<T>(step, rows[item / step.kv_heads], item % step.kv_heads);
+    });
 }
 
 } // namespace
 
-// Write the new keys and values of all sequences into their rows, and attend causally. q, k, v and out are contiguous,
-// dim is a multiple of 8; window 0: none.
-BH_EXPORT void bh_attend_f32(const Row *rows, int64_t n_rows, const float *q, const float *k, const float *v, float *out,
-                             int64_t layer, int64_t heads, int64_t kv_heads, int64_t dim, int64_t window, int threads) {
+// Write the new keys and values of all sequences into their rows, and attend causally. q, k, v and out are contiguous
+// float32, dim is a multiple of 8; window 0: none. half: rows are binary16, not float32.
+BH_EXPORT void bh_attend_few(const Row *rows, int64_t n_rows, const float *q, const float *k, const float *v,
+                             float *out, int64_t layer, int64_t heads, int64_t kv_heads, int64_t dim, int64_t window,
+                             int64_t half, int threads) {
     const Step step{q, k, v, out, layer, heads, kv_heads, dim, window, 1.0f / std::sqrt(static_cast<float>(dim))};
-    in_parallel(n_rows * kv_heads, 1, threads, [&](int64_t begin, int64_t end) {
-        for (int64_t item = begin; item < end; item++)
-            attend_head(step, rows[item / kv_heads], item % kv_heads);
-    });
+    if (half)
+        attend_rows<Half>(step, rows, n_rows, threads);
+    else
+        attend_rows<float>(step, rows, n_rows, threads);
 }

@@ -1,0 +1,127 @@
+"""Our own attention on CPUs, computed in float32: over rows of the cache (float32 or float16), and among all patches.
+
+Of the time of `scaled_dot_product_attention` on a 2-core AVX2 machine it takes 0.75 to 0.9 for a picture, 0.6 to 0.7
+for a prompt (torch computes the masked half) and 0.3 to 0.7 for a few tokens (`python -m benchmarks.attention`).
+A token's result depends neither on its neighbours in a step nor on how a prompt is cut, but for a rounding that the way
+chosen by the number of new tokens makes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from behold.device import cpu_flags
+from behold.kernels import native
+
+# New tokens of a sequence up to which its row is streamed; more share turned chunks of it. From four on that is faster,
+# but a token and the guesses behind it (engine/lookup.py) are to come out as they do one by one, to the last bit.
+FEW = 8
+MAX_DIM = 128
+FORK_WORK = 1 << 15  # places × width; less is done before a second thread has begun
+
+
+class Way(Enum):
+    """The kernels for rows of the cache, by the C function of each."""
+
+    FEW = "bh_attend_few"
+    MANY = "bh_attend_many"
+
+
+def way(storage: Tensor, tokens: int) -> Way | None:
+    """Which kernel is right for so many new causal tokens over a row (L, 2, Hkv, places, d), if one is."""
+    dim = storage.shape[-1]
+    if (
+        native.LIBRARY is None
+        or torch.is_grad_enabled()
+        or storage.dtype not in (torch.float32, torch.float16)
+        or storage.device.type != "cpu"
+        or dim % 8
+    ):
+        return None
+    if tokens <= FEW:
+        return Way.FEW
+    return Way.MANY if dim <= MAX_DIM else None
+
+
+def half_pays() -> bool:
+    """Whether rows of float16 are read faster than those of float32: where the CPU widens them itself."""
+    return native.LIBRARY is not None and "f16c" in cpu_flags()
+
+
+class RowTokens:
+    """The sequences of one step that go the same way, ready for any layer."""
+
+    def __init__(self, way: Way, rows: Sequence[tuple[Tensor, int, int, int]]) -> None:
+        """rows: for each sequence its storage (L, 2, Hkv, places, d), contiguous, how many places are filled, how many
+        tokens come, and which of the step's tokens is its first.
+        """
+        numbers = [
+            number
+            for storage, context, length, first in rows
+            for number in (storage.data_ptr(), storage.shape[3], context, length, first)
+        ]
+        self._storages = [storage for storage, *_ in rows]  # as long as their addresses are used
+        self._rows = (ctypes.c_int64 * len(numbers))(*numbers)
+        self._half = self._storages[0].dtype is torch.float16
+        _, _, self._kv_heads, _, self._dim = self._storages[0].shape
+        work = sum(context + length for _, context, length, _ in rows) * self._kv_heads * self._dim
+        self._threads = torch.get_num_threads() if work >= FORK_WORK else 1
+        self._call = getattr(native.LIBRARY, way.value)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, out: Tensor, *, window: int | None) -> None:
+        """Store the sequences' new keys and values and fill their rows of out (N, Hq, d).
+
+        q: (N, Hq, d), k and v: (N, Hkv, d), float32. window: see CacheView.attend.
+        """
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        self._call(
+            self._rows,
+            len(self._storages),
+            q.data_ptr(),
+            k.data_ptr(),
+            v.data_ptr(),
+            out.data_ptr(),
+            layer,
+            q.shape[1],
+            self._kv_heads,
+            self._dim,
+            window or 0,
+            self._half,
+            self._threads,
+        )
+
+
+def suits_all(q: Tensor, k: Tensor, v: Tensor, heads: int) -> bool:
+    """Whether `attend_all` is right here."""
+    dim = q.shape[-1] // heads
+    return native.LIBRARY is not None and dim % 8 == 0 and dim <= MAX_DIM and native.ready(q, k, v)
+
+
+def attend_all(q: Tensor, k: Tensor, v: Tensor, heads: int, *, start: int, stop: int) -> Tensor:
+    """Rows [start, stop) of attention in which every row sees all of its own picture.
+
+    q, k, v: (B, n, heads · d) float32, contiguous. Returns (B, stop - start, heads · d).
+    """
+    assert native.LIBRARY is not None
+    batch, length, width = q.shape
+    out = q.new_empty(batch, stop - start, width)
+    native.LIBRARY.bh_attend_all(
+        q.data_ptr(),
+        k.data_ptr(),
+        v.data_ptr(),
+        out.data_ptr(),
+        batch,
+        length,
+        start,
+        stop,
+        heads,
+        width // heads,
+        width,
+        torch.get_num_threads() if q.numel() >= FORK_WORK else 1,
+    )
+    return out

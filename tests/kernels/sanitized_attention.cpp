@@ -1,0 +1,74 @@
+// Attention of odd shapes in buffers of just their size; prints how many were computed and compared.
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+struct Row {
+    void *cache;
+    int64_t capacity, context, length, token;
+};
+
+extern "C" {
+using Attend = void(const Row *, int64_t, const float *, const float *, const float *, float *, int64_t, int64_t,
+                    int64_t, int64_t, int64_t, int64_t, int);
+Attend bh_attend_few, bh_attend_many;
+void bh_attend_all(const float *, const float *, const float *, float *, int64_t, int64_t, int64_t, int64_t, int64_t,
+                   int64_t, int64_t, int);
+}
+
+namespace {
+
+uint64_t state = 1;
+
+int random(int low, int high) {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return low + static_cast<int>((state >> 33) % static_cast<uint64_t>(high - low + 1));
+}
+
+std::vector<float> numbers(int64_t size) {
+    std::vector<float> values(size);
+    for (float &value : values) value = static_cast<float>(random(-1000, 1000)) * 0.001f;
+    return values;
+}
+
+bool close(const std::vector<float> &a, const std::vector<float> &b) {
+    for (size_t i = 0; i < a.size(); i++)
+        if (!(std::fabs(a[i] - b[i]) < 1e-5f)) return false;
+    return true;
+}
+
+} // namespace
+
+int main() {
+    int done = 0;
+    for (int round = 0; round < 24; round++) {
+        const int64_t heads = random(1, 2), shared = random(1, 3), dim = 8 * random(1, 16), length = random(1, 60);
+        const int64_t context = 0, capacity = length, window = random(0, 1) * random(1, 40);
+        const std::vector<float> q = numbers(length * heads * shared * dim);
+        const std::vector<float> k = numbers(length * heads * dim), v = numbers(length * heads * dim);
+        std::vector<float> wide(2 * heads * capacity * dim, NAN);
+        std::vector<uint16_t> narrow(2 * heads * capacity * dim, 0x7E00);
+        for (int half = 0; half < 2; half++) {
+            const Row row{half ? static_cast<void *>(narrow.data()) : wide.data(), capacity, context, length, 0};
+            std::vector<float> few(q.size()), many(q.size());
+            bh_attend_few(&row, 1, q.data(), k.data(), v.data(), few.data(), 0, heads * shared, heads, dim, window,
+                          half, 1);
+            bh_attend_many(&row, 1, q.data(), k.data(), v.data(), many.data(), 0, heads * shared, heads, dim, window,
+                           half, 1);
+            if (!close(few, many)) return std::printf("few and many differ\n"), 1;
+            done += 2;
+        }
+        const int64_t n = random(1, 200), begin = random(0, static_cast<int>(n) - 1);
+        const std::vector<float> x = numbers(n * heads * dim);
+        std::vector<float> whole(x.size()), part((n - begin) * heads * dim);
+        bh_attend_all(x.data(), x.data(), x.data(), whole.data(), 1, n, 0, n, heads, dim, heads * dim, 1);
+        bh_attend_all(x.data(), x.data(), x.data(), part.data(), 1, n, begin, n, heads, dim, heads * dim, 1);
+        if (std::vector<float>(whole.begin() + begin * heads * dim, whole.end()) != part)
+            return std::printf("a part differs\n"), 1;
+        done++;
+    }
+    std::printf("%d attentions\n", done);
+}

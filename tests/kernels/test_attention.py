@@ -1,0 +1,145 @@
+"""Our attention over cache rows and the reference agree, whatever sequences share a step; so does that of towers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from behold.kernels.attention import FEW, MAX_DIM, RowTokens, Way, attend_all, suits_all, way
+from behold.nn.attention import attend_one
+
+LAYERS, LAYER = 2, 1
+
+relaxed = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+sequences = st.lists(
+    st.tuples(
+        st.one_of(st.integers(0, 70), st.sampled_from([95, 96, 127, 128, 200])),
+        st.one_of(st.integers(1, 9), st.sampled_from([24, 61, 145])),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16], ids=str)
+@relaxed
+@given(
+    sequences=sequences,
+    shape=st.tuples(st.integers(1, 3), st.sampled_from([1, 2, 7]), st.sampled_from([8, 24, 40, 64, 72, 128])),
+    how=st.tuples(st.sampled_from(Way), st.sampled_from([None, 1, 5, 100])),
+    seed=st.integers(0, 9),
+)
+def test_any_step(
+    stored: torch.dtype,
+    sequences: list[tuple[int, int]],
+    shape: tuple[int, int, int],
+    how: tuple[Way, int | None],
+    seed: int,
+) -> None:
+    torch.manual_seed(seed)
+    kind, window = how
+    total = sum(length for _, length in sequences)
+    kv_heads, shared, dim = shape
+    heads = kv_heads * shared
+    q, k, v = (torch.randn(total, n, dim) for n in (heads, kv_heads, kv_heads))
+    scale = (1.0, 30.0)[seed % 2]  # with the larger one some weights vanish
+    q = q * scale
+    rows, first = [], 0
+    for context, length in sequences:
+        row = torch.randn(LAYERS, 2, kv_heads, context + length + 3, dim).to(stored)
+        row[:, :, :, context:] = torch.nan  # nobody may look at what is not written yet
+        rows.append((row, context, length, first))
+        first += length
+    out = torch.full_like(q, torch.nan)
+    other_layer = [storage[0].clone() for storage, *_ in rows]
+    with torch.inference_mode():
+        RowTokens(kind, rows).attend(LAYER, q, k, v, out, window=window)
+    for (storage, context, length, first), untouched in zip(rows, other_layer, strict=True):
+        stop, own = context + length, slice(first, first + length)
+        keys, values = storage[LAYER][:, :, :stop]
+        assert torch.equal(keys[:, context:], k[own].transpose(0, 1).to(stored))
+        assert torch.equal(values[:, context:], v[own].transpose(0, 1).to(stored))
+        assert torch.equal(storage[0].nan_to_num(), untouched.nan_to_num())
+        wanted = attend_one(q[own].double(), keys.double(), values.double(), window=window)
+        torch.testing.assert_close(out[own].double(), wanted, atol=5e-6 * max(scale, 2.0), rtol=1e-5)
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("kind", Way)
+def test_a_token_depends_on_nothing_else(kind: Way) -> None:
+    """The same to the last bit beside another sequence, in one piece, and in pieces."""
+    torch.manual_seed(0)
+    context, length, dim = 130, 100, 64
+    q, k, v = (torch.randn(length, heads, dim) for heads in (4, 2, 2))
+    row = torch.randn(1, 2, 2, context + length, dim)
+
+    def run(cuts: list[int]) -> Tensor:
+        storage, out = row.clone(), torch.empty_like(q)
+        for start, stop in zip([0, *cuts], [*cuts, length], strict=True):
+            tokens = RowTokens(kind, [(storage, context + start, stop - start, 0)])
+            tokens.attend(0, q[start:stop], k[start:stop], v[start:stop], out[start:stop], window=60)
+        return out
+
+    with torch.inference_mode():
+        whole = run([])
+        assert torch.equal(whole, run([1, 30, 77])) and torch.equal(whole, run(list(range(1, length))))
+        beside = torch.empty(length + 40, 4, dim)
+        other = (torch.randn(1, 2, 2, 40, dim), 0, 40, 0)
+        new = [torch.cat([torch.randn(40, *x.shape[1:]), x]) for x in (q, k, v)]
+        RowTokens(kind, [other, (row.clone(), context, length, 40)]).attend(0, *new, beside, window=60)
+        assert torch.equal(beside[40:], whole)
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("kind", Way)
+def test_what_is_too_large_stays_a_number(kind: Way) -> None:
+    large = torch.tensor([1e6, -1e6, 65504.0, 65519.0, 3e-8, 2e-8, 6.1e-5, -0.0])
+    k = large.repeat(3, 1, 1)
+    row, out = torch.zeros(1, 2, 1, 3, 8, dtype=torch.float16), torch.empty(3, 1, 8)
+    with torch.inference_mode():
+        RowTokens(kind, [(row, 0, 3, 0)]).attend(0, torch.ones(3, 1, 8), k, k, out, window=None)
+    wanted = large.clamp(-65504, 65504).half()
+    assert torch.equal(row[0, 0, 0, 1], wanted) and torch.equal(torch.signbit(row[0, 1, 0, 2]), torch.signbit(wanted))
+    torch.testing.assert_close(out[2, 0], wanted.float())
+
+
+@pytest.mark.usefixtures("library")
+@relaxed
+@given(
+    batch=st.integers(1, 2),
+    length=st.one_of(st.integers(1, 100), st.sampled_from([143, 144, 145, 300])),
+    heads=st.integers(1, 3),
+    dim=st.sampled_from([8, 64, 72, 80, 88, 128]),
+    seed=st.integers(0, 9),
+)
+def test_all_see_all(batch: int, length: int, heads: int, dim: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    q, k, v = torch.randn(3, batch, length, heads * dim)
+    split = (x.double().view(batch, length, heads, dim).transpose(1, 2) for x in (q, k, v))
+    wanted = torch.nn.functional.scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
+    with torch.inference_mode():
+        found = attend_all(q, k, v, heads, start=0, stop=length)
+        torch.testing.assert_close(found.double(), wanted, atol=3e-6, rtol=1e-5)
+        cut = length // 3
+        pieces = [attend_all(q, k, v, heads, start=a, stop=b) for a, b in ((0, cut), (cut, length)) if a < b]
+        assert torch.equal(torch.cat(pieces, dim=1), found)
+        assert torch.equal(attend_all(q[-1:], k[-1:], v[-1:], heads, start=0, stop=length)[0], found[-1])
+
+
+@pytest.mark.usefixtures("library")
+def test_where_it_suits() -> None:
+    def row(dim: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.zeros(1, 2, 1, 4, dim, dtype=dtype)
+
+    x = torch.zeros(1, 3, 2 * MAX_DIM + 16)
+    with torch.inference_mode():
+        assert way(row(8), FEW) is way(row(8, torch.float16), 1) is way(row(256), 1) is Way.FEW
+        assert way(row(8), FEW + 1) is Way.MANY
+        assert way(row(12), 1) is way(row(256), FEW + 1) is way(row(8, torch.bfloat16), 1) is None
+        assert suits_all(*[x[..., :16].contiguous()] * 3, 2)
+        assert not suits_all(x, x, x, 2) and not suits_all(*[x[..., :24].contiguous()] * 3, 2)
+    assert way(row(8), 1) is None  # gradients are on
