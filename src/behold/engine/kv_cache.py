@@ -120,6 +120,11 @@ class RowView:
             out[rows] = self._attend_row(index, layer, (q[rows], k[rows], v[rows]), window)
         return out
 
+    @property
+    def tokens(self) -> RowTokens | None:
+        """All sequences of the step, where one kernel attends for all of them."""
+        return self._ours[0] if len(self._ours) == 1 and not self._others else None
+
     def _way(self, cache: KVCache, index: int) -> Way | None:
         """The kernel for a sequence's tokens, if they see nothing but what is before them."""
         plain = not self._plan.spans_of(index) and not self._plan.branches_of(index)

@@ -19,6 +19,7 @@ from behold.engine.blocks import RowTable
 from behold.engine.encoder import Encoder
 from behold.engine.image_cache import ImageCache
 from behold.engine.kv_cache import KVCache
+from behold.engine.replay import Replay
 from behold.engine.sampler import Sampled, Sampler, processed, reads_history
 from behold.engine.scheduler import Step
 from behold.engine.sequence import Chunk, Scoring, Sequence
@@ -66,6 +67,7 @@ class Runner:
         self._pins: dict[int, set[str]] = {}
         self._positions = torch.empty(0, dtype=torch.long, device=self.device)
         self._sampler = Sampler(self.device)
+        self._replay = Replay(model)
 
     @torch.inference_mode()
     def run(self, step: Step) -> StepOutput:
@@ -81,7 +83,7 @@ class Runner:
         tensors = batch.build(chunks, self._positions, self.images.__getitem__, self.device)
         embeddings = self._model.embed(tensors.ids, tensors.image_rows, tensors.at)
         view = self.cache.view(tensors.plan)
-        hidden = self._model.hidden(embeddings, tensors.positions, view, tensors.sample_rows)
+        hidden = self._replay.hidden(embeddings, tensors.positions, view, tensors.sample_rows)
         if tensors.n_samples:
             self._choose(self._model.logits(hidden), [c for c in chunks if c.samples], output)
         return output

@@ -9,7 +9,7 @@ chosen by the number of new tokens makes.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from enum import Enum
 
 import torch
@@ -71,7 +71,7 @@ class RowTokens:
         _, _, self._kv_heads, _, self._dim = self._storages[0].shape
         work = sum(context + length for _, context, length, _ in rows) * self._kv_heads * self._dim
         self._threads = torch.get_num_threads() if work >= FORK_WORK else 1
-        self._call = getattr(native.LIBRARY, way.value)
+        self._way = way
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, out: Tensor, *, window: int | None) -> None:
         """Store the sequences' new keys and values and fill their rows of out (N, Hq, d).
@@ -79,7 +79,8 @@ class RowTokens:
         q: (N, Hq, d), k and v: (N, Hkv, d), float32. window: see CacheView.attend.
         """
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        self._call(
+        native.call(
+            self._way.value,
             self._rows,
             len(self._storages),
             q.data_ptr(),
@@ -93,7 +94,19 @@ class RowTokens:
             window or 0,
             self._half,
             self._threads,
+            kept=(q, k, v, out),
         )
+
+    @property
+    def sameness(self) -> Hashable:
+        """What must be alike for two steps to differ in nothing but how many places are filled."""
+        contexts = range(2, len(self._rows), 5)
+        return self._way, self._threads, tuple(n for at, n in enumerate(self._rows) if at not in contexts)
+
+    @property
+    def places(self) -> ctypes.Array[ctypes.c_int64]:
+        """Where the sequences' rows are, as the kernels read it: what is written here, a replayed call works on."""
+        return self._rows
 
 
 def suits_all(q: Tensor, k: Tensor, v: Tensor, heads: int) -> bool:

@@ -27,19 +27,21 @@ def suits(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(…, K) by weight (N, K) and bias (N,) to (…, N), as F.linear up to rounding."""
-    assert native.LIBRARY is not None
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, plus: Tensor | None = None) -> Tensor:
+    """(…, K) by weight (N, K) and bias (N,) to (…, N), as F.linear up to rounding; plus: (…, N), is added."""
     n, k = weight.shape
     out = x.new_empty(*x.shape[:-1], n)
-    native.LIBRARY.bh_linear_f32(
+    native.call(
+        "bh_linear_f32",
         x.data_ptr(),
         weight.data_ptr(),
         None if bias is None else bias.data_ptr(),
+        None if plus is None else plus.data_ptr(),
         out.data_ptr(),
         x.numel() // k,
         k,
         n,
         torch.get_num_threads() if n * k >= FORK_WEIGHTS else 1,
+        kept=(x, weight, bias, plus, out),
     )
     return out

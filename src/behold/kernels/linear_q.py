@@ -54,13 +54,13 @@ class Kernel:
     it would speak of other layers' tensors.
     """
 
-    __slots__ = ("_count", "_function", "_inputs", "_layers", "_library", "_parts", "_width")
+    __slots__ = ("_count", "_inputs", "_layers", "_library", "_parts", "_width")
 
     def __init__(self, parts: Sequence[Parts], inputs: int) -> None:
         self._parts = parts  # they live as long as their addresses are used
         numbers = [number for part in parts for number in part.numbers()]
         self._layers, self._count = (ctypes.c_int64 * len(numbers))(*numbers), len(parts)
-        self._library, self._function = native.LIBRARY, native.LIBRARY.bh_linear_q if native.LIBRARY else None
+        self._library = native.LIBRARY
         self._inputs, self._width = inputs, sum(part.outputs for part in parts)
 
     def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
@@ -89,8 +89,9 @@ class Kernel:
         assert x.shape[-1] == self._inputs, (x.shape, self._inputs)
         width = self._width >> 1 if after is After.TIMES_SILU else self._width
         out = x.new_empty((*x.shape[:-1], width))
-        assert self._function is not None and (residual is None or residual.shape == out.shape)
-        self._function(
+        assert residual is None or residual.shape == out.shape
+        native.call(
+            "bh_linear_q",
             x.data_ptr(),
             self._layers,
             self._count,
@@ -102,6 +103,7 @@ class Kernel:
             x.numel() // self._inputs,
             self._inputs,
             torch.get_num_threads() if x.numel() * self._width >= FORK_PRODUCTS else 1,
+            kept=(self, x, norm, residual, out),
         )
         return out
 

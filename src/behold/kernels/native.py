@@ -11,8 +11,12 @@ import ctypes
 import functools
 import importlib.machinery
 import os
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple, Union
 
 import torch
 
@@ -21,7 +25,7 @@ from behold.device import cpu_flags
 _HERE = Path(__file__).parent
 _AVX2 = {"avx2", "fma", "f16c"}
 _SIGNATURES: dict[str, str] = {  # p: address, i: 64-bit integer, d: double, t: number of threads
-    "bh_linear_f32": "ppppiiit",
+    "bh_linear_f32": "pppppiiit",
     "bh_linear_q": "ppiipdppiit",
     "bh_round_q4": "ppppiit",
     "bh_rms_norm_f32": "pppiidt",
@@ -30,7 +34,9 @@ _SIGNATURES: dict[str, str] = {  # p: address, i: 64-bit integer, d: double, t: 
     "bh_attend_few": "pippppiiiiiit",
     "bh_attend_many": "pippppiiiiiit",
     "bh_attend_all": "ppppiiiiiiit",
+    "bh_replay": "pi",
 }
+Argument = Union[int, float, "ctypes.Array[ctypes.c_int64]", None]
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "d": ctypes.c_double, "t": ctypes.c_int}
 
 
@@ -70,6 +76,48 @@ def _fork() -> ctypes.c_void_p | None:
 
 
 LIBRARY = _chosen()
+
+
+class _Thread(threading.local):
+    calls: list[Call] | None = None  # where they are written down
+
+
+_thread = _Thread()
+
+
+class Call(NamedTuple):
+    """A kernel's name, its arguments, and what must live as long as they are used."""
+
+    name: str
+    arguments: tuple[Argument, ...]
+    kept: tuple[object, ...]
+
+
+def call(name: str, *arguments: Argument, kept: tuple[object, ...]) -> None:
+    """Run a kernel.
+
+    kept: the tensors whose addresses are given; where calls are written down, they are kept with them.
+    """
+    getattr(LIBRARY, name)(*arguments)
+    if _thread.calls is not None:
+        _thread.calls.append(Call(name, arguments, kept))
+
+
+@contextmanager
+def written_down() -> Iterator[list[Call]]:
+    """The calls that this thread makes meanwhile."""
+    assert _thread.calls is None, "calls are being written down already"
+    calls: list[Call] = []
+    _thread.calls = calls
+    try:
+        yield calls
+    finally:
+        _thread.calls = None
+
+
+def letters(name: str) -> str:
+    """The types of a kernel's arguments: p for an address, d for a real number, all others are integers."""
+    return _SIGNATURES[name]
 
 
 @functools.cache

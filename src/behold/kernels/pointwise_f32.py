@@ -20,11 +20,9 @@ def suits_norm(x: Tensor, weight: Tensor) -> bool:
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """(…, D) and (D,) to (…, D), as F.rms_norm."""
-    assert native.LIBRARY is not None
     out, width = torch.empty_like(x), weight.shape[0]
-    native.LIBRARY.bh_rms_norm_f32(
-        x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.numel() // width, width, eps, _threads(x)
-    )
+    addresses = (x.data_ptr(), weight.data_ptr(), out.data_ptr())
+    native.call("bh_rms_norm_f32", *addresses, x.numel() // width, width, eps, _threads(x), kept=(x, weight, out))
     return out
 
 
@@ -44,10 +42,11 @@ def rotate_(x: Tensor, heads: int, cosines: Tensor, sines: Tensor) -> Tensor:
 
 
 def _rotate(x: Tensor, heads: int, cosines: Tensor, sines: Tensor, out: Tensor) -> Tensor:
-    assert native.LIBRARY is not None
     rows, all_heads, dim = x.shape
     width, angles = all_heads * dim, (cosines.data_ptr(), sines.data_ptr())
-    native.LIBRARY.bh_rotate_f32(x.data_ptr(), width, *angles, out.data_ptr(), width, rows, heads, dim, _threads(x))
+    sizes = (rows, heads, dim, _threads(x))
+    kept = (x, cosines, sines, out)
+    native.call("bh_rotate_f32", x.data_ptr(), width, *angles, out.data_ptr(), width, *sizes, kept=kept)
     return out
 
 
@@ -58,9 +57,9 @@ def suits_gate(gate: Tensor, up: Tensor) -> bool:
 
 def silu_times(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) · up, of one shape."""
-    assert native.LIBRARY is not None
     out = torch.empty_like(gate)
-    native.LIBRARY.bh_silu_times_f32(gate.data_ptr(), up.data_ptr(), out.data_ptr(), gate.numel(), _threads(gate))
+    addresses = (gate.data_ptr(), up.data_ptr(), out.data_ptr())
+    native.call("bh_silu_times_f32", *addresses, gate.numel(), _threads(gate), kept=(gate, up, out))
     return out
 
 

@@ -106,7 +106,12 @@ class Decoder(nn.Module):
 
         wanted: (R,) the rows that are returned, as (R, D); None for all. The last layer spares the others' work.
         """
-        angles = self.rotary(positions, embeddings.dtype)
+        return self.through(embeddings, self.rotary(positions, embeddings.dtype), cache, wanted)
+
+    def through(
+        self, embeddings: Tensor, angles: tuple[Tensor, Tensor], cache: CacheView, wanted: Tensor | None = None
+    ) -> Tensor:
+        """`forward` with the cosines and sines of the positions, as Rotary makes them."""
         hidden = embeddings
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):

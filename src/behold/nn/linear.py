@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from behold.kernels import linear_f32, onednn
+from behold.kernels import linear_f32, native, onednn
 
 
 class Linear(nn.Linear):
@@ -18,14 +18,12 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor, plus: Tensor | None = None) -> Tensor:
         """(…, K) to (…, N); `plus`, of that shape, is added."""
-        out = product(input, self.weight, self.bias)
-        return out if plus is None else plus + out
+        return product(input, self.weight, self.bias, plus)
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """(…, K) by weight (N, K) and bias (N,) to (…, N)."""
-    if linear_f32.suits(x, weight):
-        return linear_f32.linear(x, weight, bias)
-    if onednn.suits(x, weight):
-        return onednn.linear(x, weight, bias)
-    return F.linear(x, weight, bias)
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, plus: Tensor | None = None) -> Tensor:
+    """(…, K) by weight (N, K) and bias (N,) to (…, N); `plus`, of that shape, is added."""
+    if linear_f32.suits(x, weight) and (plus is None or native.ready(plus)):
+        return linear_f32.linear(x, weight, bias, plus)
+    out = onednn.linear(x, weight, bias) if onednn.suits(x, weight) else F.linear(x, weight, bias)
+    return out if plus is None else plus + out

@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "attention.h"
+#include "replay.h"
 #include "pool.h"
 #include "tile.h"
 
@@ -146,3 +147,5 @@ BH_EXPORT void bh_attend_few(const Row *rows, int64_t n_rows, const float *q, co
     else
         attend_rows<float>(step, rows, n_rows, threads);
 }
+
+BH_REPLAYABLE(bh_attend_few)

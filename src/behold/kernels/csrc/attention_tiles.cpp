@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "attention.h"
+#include "replay.h"
 #include "pool.h"
 
 namespace {
@@ -245,3 +246,5 @@ BH_EXPORT void bh_attend_many(const Row *rows, int64_t n_rows, const float *q, c
     else
         attend_rows<float>(step, rows, n_rows, threads);
 }
+
+BH_REPLAYABLE(bh_attend_many)

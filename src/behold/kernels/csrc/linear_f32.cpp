@@ -5,6 +5,7 @@
 // same order whatever the number of rows: a row's result does not depend on its neighbours.
 
 #include "pool.h"
+#include "replay.h"
 #include "tile.h"
 
 namespace {
@@ -16,6 +17,7 @@ struct Product {
     const float *x;
     const float *w;
     const float *bias;
+    const float *residual;
     float *y;
     int64_t rows, k, n;
 };
@@ -50,14 +52,17 @@ template <int NR> inline void panel(const Product &p, int64_t column) {
     if (p.bias)
         for (int64_t m = 0; m < p.rows; m++)
             for (int n = 0; n < NR; n++) p.y[m * p.n + column + n] += p.bias[column + n];
+    if (p.residual)
+        for (int64_t m = 0; m < p.rows; m++)
+            for (int n = 0; n < NR; n++) p.y[m * p.n + column + n] += p.residual[m * p.n + column + n];
 }
 
 } // namespace
 
-// x (rows, k), w (n, k), bias (n) or null, y (rows, n); all float32 and contiguous.
-BH_EXPORT void bh_linear_f32(const float *x, const float *w, const float *bias, float *y, int64_t rows, int64_t k,
-                             int64_t n, int threads) {
-    const Product p{x, w, bias, y, rows, k, n};
+// x (rows, k), w (n, k), bias (n) or null, residual (rows, n) or null, y (rows, n); all float32 and contiguous.
+BH_EXPORT void bh_linear_f32(const float *x, const float *w, const float *bias, const float *residual, float *y,
+                             int64_t rows, int64_t k, int64_t n, int threads) {
+    const Product p{x, w, bias, residual, y, rows, k, n};
     in_parallel(n, GRAIN, threads, [&](int64_t begin, int64_t end) {
         int64_t column = begin;
         if (rows == 1)
@@ -66,3 +71,5 @@ BH_EXPORT void bh_linear_f32(const float *x, const float *w, const float *bias, 
         for (; column < end; column++) panel<1>(p, column);
     });
 }
+
+BH_REPLAYABLE(bh_linear_f32)

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "pool.h"
+#include "replay.h"
 
 namespace {
 
@@ -99,3 +100,5 @@ BH_EXPORT void bh_linear_q(const float *x, const Layer *layers, int64_t count, A
         Call{layers, count, k, after, rounded, added, y + start * width, width, all}.run(some, threads);
     }
 }
+
+BH_REPLAYABLE(bh_linear_q)

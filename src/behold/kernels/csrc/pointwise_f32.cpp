@@ -2,6 +2,7 @@
 
 #include "pointwise.h"
 #include "pool.h"
+#include "replay.h"
 
 namespace {
 
@@ -45,3 +46,7 @@ BH_EXPORT void bh_silu_times_f32(const float *gate, const float *up, float *y, i
         for (int64_t i = begin * 8; i < end * 8; i += 8) store8(y + i, silu8(load8(gate + i)) * load8(up + i));
     });
 }
+
+BH_REPLAYABLE(bh_rms_norm_f32)
+BH_REPLAYABLE(bh_rotate_f32)
+BH_REPLAYABLE(bh_silu_times_f32)

@@ -1,0 +1,120 @@
+"""Steps that are replayed: the same hidden states, bit for bit, whoever joins and leaves meanwhile."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import behold
+from behold.engine import replay
+from behold.engine.engine import Engine
+from behold.engine.options import EngineOptions
+from behold.kernels import native
+from behold.kernels.replay import Tape
+from behold.nn.norms import RMSNorm
+from behold.types import Prompt, SamplingParams
+from tests import toys
+
+pytestmark = pytest.mark.skipif(native.LIBRARY is None, reason="no compiled kernels here")
+NAME = "llava-siglip-qwen2"
+SCHEMES = ["int8", "int4", None]
+
+
+@pytest.fixture(autouse=True)
+def played(monkeypatch: pytest.MonkeyPatch) -> list[Tape]:
+    """Every tape, each time that it is played."""
+    tapes: list[Tape] = []
+    play = Tape.play
+    monkeypatch.setattr(Tape, "play", lambda tape: (tapes.append(tape), play(tape)))
+    monkeypatch.setattr("behold.kernels.linear_f32.MIN_WEIGHTS", 1)  # so that a toy's layers take part
+    return tapes
+
+
+def model(scheme: str | None = "int8") -> Any:
+    return behold.load(toys.checkpoint(NAME), quantize=scheme).model
+
+
+def prompt(seed: int, length: int) -> Prompt:
+    return Prompt(tuple(torch.randint(5, 60, (length,), generator=torch.Generator().manual_seed(seed)).tolist()))
+
+
+def answers(model: Any, *, lookup_rows: int = 0) -> list[tuple[int, ...]]:
+    """Three that begin at different times and end at different times; one outgrows its row."""
+    engine = Engine(model, tokenizer=None, eos_token_ids=frozenset(), options=EngineOptions(lookup_rows=lookup_rows))
+    plan = {0: (prompt(1, 9), 90), 7: (prompt(2, 30), 12), 11: (prompt(1, 9), 20)}
+    requests = []
+    for step in range(400):
+        if step in plan:
+            asked, new = plan[step]
+            requests.append(engine.submit(asked, SamplingParams(max_new_tokens=new, ignore_eos=True)))
+        engine.step()
+        if step > max(plan) and all(request.done for request in requests):
+            break
+    engine.check()
+    return [tuple(request.sequence.ids) for request in requests]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("lookup_rows", [0, 8])
+def test_replayed_or_not(
+    scheme: str | None, lookup_rows: int, played: list[Tape], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy = model(scheme)
+    found = answers(toy, lookup_rows=lookup_rows)
+    assert len(played) > (40 if lookup_rows == 0 else 5)
+    played.clear()
+    monkeypatch.setattr(replay, "MAX_ROWS", 0)
+    assert answers(toy, lookup_rows=lookup_rows) == found and not played
+
+
+def test_what_the_kernels_do_not_do_is_not_lost(played: list[Tape], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Doubled(RMSNorm):
+        def can_join(self, x: Tensor) -> bool:
+            return False
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = super().forward(x) * 2
+            return out
+
+    toy = model()
+    toy.decoder.layers[1].input_layernorm.__class__ = Doubled
+    found = answers(toy)
+    rows = 3
+    assert 1 <= len(played) <= rows, "a try for each number of rows, and no more"
+    monkeypatch.setattr(replay, "MAX_ROWS", 0)
+    assert answers(toy) == found
+
+
+def test_a_hook_is_called_for_every_token() -> None:
+    toy = model()
+    engine = Engine(toy, tokenizer=None, eos_token_ids=frozenset(), options=EngineOptions(lookup_rows=0))
+    engine.submit(prompt(1, 9), SamplingParams(max_new_tokens=30, ignore_eos=True))
+    for _ in range(8):
+        engine.step()
+    seen: list[int] = []
+    handle = toy.decoder.layers[0].mlp.register_forward_hook(lambda *_: seen.append(1))
+    for _ in range(5):
+        engine.step()
+    handle.remove()
+    engine.step()
+    assert len(seen) == 5
+
+
+def test_no_row_is_held(played: list[Tape]) -> None:
+    options = EngineOptions(lookup_rows=0, prefix_cache_bytes=0)
+    engine = Engine(model(), tokenizer=None, eos_token_ids=frozenset(), options=options)
+    request = engine.submit(prompt(1, 9), SamplingParams(max_new_tokens=20, ignore_eos=True))
+    for _ in range(10):
+        engine.step()
+    (row,) = map(weakref.ref, engine._runner.cache.rows.values())
+    while not request.done:
+        engine.step()
+    engine.submit(prompt(2, 5), SamplingParams(max_new_tokens=1, ignore_eos=True))
+    engine.step()
+    gc.collect()
+    assert row() is None and played
