@@ -41,8 +41,9 @@ inline __attribute__((always_inline)) __m256i add_codes(__m256i part, const uint
     return _mm256_add_epi16(part, _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(codes, 4), low), last));
 }
 
+// sums += the product of a group of a row with a panel. Meanwhile, 128 bytes of codes are fetched at each of four places.
 inline __attribute__((always_inline)) void add_group(Four &sums, const uint8_t *a, int32_t start, const uint8_t *w,
-                                                     const int8_t *multipliers) {
+                                                     const int8_t *multipliers, const uint8_t *ahead, int64_t apart) {
     Four part;
     part.a = part.b = part.c = part.d = _mm256_set1_epi32(start);
     for (int j = 0; j < 4; j++) {
@@ -52,6 +53,8 @@ inline __attribute__((always_inline)) void add_group(Four &sums, const uint8_t *
         part.c = add_codes(part.c, w + 128 * j + 64, first, last);
         part.d = add_codes(part.d, w + 128 * j + 96, first, last);
         part.keep();
+        __builtin_prefetch(ahead + j * apart);
+        __builtin_prefetch(ahead + j * apart + 64);
     }
     sums.a = _mm256_add_epi32(sums.a, _mm256_madd_epi16(part.a, twice(multipliers)));
     sums.b = _mm256_add_epi32(sums.b, _mm256_madd_epi16(part.b, twice(multipliers + 8)));
@@ -59,18 +62,25 @@ inline __attribute__((always_inline)) void add_group(Four &sums, const uint8_t *
     sums.d = _mm256_add_epi32(sums.d, _mm256_madd_epi16(part.d, twice(multipliers + 24)));
 }
 
-// One row by a panel, read from four places at a time.
+// One row by a panel, read from four places at a time. What comes next, in this panel or the one behind it, is fetched
+// from all four in turn: memory gives more than where a group's 512 bytes are read at once.
 void product_of_one(const uint8_t *a, const int32_t *offsets, const uint8_t *w, const int8_t *multipliers,
                     int64_t groups, int32_t *out) {
     constexpr int STREAMS = 4;
     Four sums;
-    const auto group = [&](int64_t g) __attribute__((always_inline)) {
-        add_group(sums, a + g * GROUP, offsets[g], w + g * GROUP_BYTES, multipliers + g * PANEL);
-    };
     const int64_t part = groups / STREAMS;
-    for (int64_t i = 0; i < part; i++)
-        for (int s = 0; s < STREAMS; s++) group(s * part + i);
-    for (int64_t g = part * STREAMS; g < groups; g++) group(g);
+    const auto group = [&](int64_t g, const uint8_t *ahead) __attribute__((always_inline)) {
+        const int8_t *factors = multipliers + g * PANEL;
+        add_group(sums, a + g * GROUP, offsets[g], w + g * GROUP_BYTES, factors, ahead, part * GROUP_BYTES);
+    };
+    for (int64_t i = 0; i < part; i++) {
+        const int64_t next = i + 1 < part ? i + 1 : groups;
+        for (int s = 0; s < STREAMS; s++) {
+            if (!(i & 1)) __builtin_prefetch(multipliers + (next + s * part) * PANEL);
+            group(s * part + i, w + next * GROUP_BYTES + s * (GROUP_BYTES / STREAMS));
+        }
+    }
+    for (int64_t g = part * STREAMS; g < groups; g++) group(g, w + (g + 1) * GROUP_BYTES);
     sums.store_to(out);
 }
 
