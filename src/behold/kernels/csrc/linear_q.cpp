@@ -10,6 +10,7 @@
 namespace {
 
 constexpr int64_t FEW = 16; // rows for which reading the weights is what takes the time
+constexpr int64_t FEW_4 = 8;  // the same for codes, used as they are read
 
 int64_t panels_of(const Layer &layer) { return (layer.n + PANEL - 1) / PANEL; }
 
@@ -22,7 +23,7 @@ struct Call {
     const float *residual;
     float *y;
     int64_t width;
-    const int32_t *offsets; // for one row and codes
+    const int32_t *offsets; // for few rows and codes
 
     void panel(int64_t layer, int64_t column, After then, int64_t begin, int64_t end, int64_t panel, bool few) const {
         const Columns columns{layers[layer], rows, y + column, width, then, residual};
@@ -57,8 +58,7 @@ struct Call {
     void run(int64_t n_rows, int threads) const {
         const int64_t all = items();
         if (n_rows <= FEW) {
-            const int64_t grain = all >= 256 ? 16 : all >= 32 ? 4 : 1;
-            in_parallel(all, grain, threads, [&](int64_t begin, int64_t end) {
+            in_parallel_parts(all, all >= 32 ? 2 : 1, threads, [&](int64_t begin, int64_t end) {
                 for (int64_t number = begin; number < end; number++) item(number, 0, n_rows, true);
             });
             return;
@@ -91,9 +91,9 @@ BH_EXPORT void bh_linear_q(const float *x, const Layer *layers, int64_t count, A
         const int64_t some = rows - start < at_once ? rows - start : at_once;
         const Row *rounded = round_rows(x + start * k, some, k, {norm, eps}, threads);
         const int32_t *all = nullptr;
-        if (some == 1 && codes) {
-            offsets.resize(groups);
-            offsets_q4(*rounded, groups, offsets.data());
+        if (some <= FEW_4 && codes) {
+            offsets.resize(some * groups);
+            for (int64_t m = 0; m < some; m++) offsets_q4(rounded[m], groups, offsets.data() + m * groups);
             all = offsets.data();
         }
         const float *added = residual ? residual + start * width : nullptr;

@@ -3,7 +3,7 @@
 // multiplier for each column of each 32 places.
 //
 // The products of 32 places fit 16 bits, and the instruction that widens such sums multiplies them as well: a group's
-// multiplier costs nothing. For one row, codes are used as they are read; for more, a part of a panel is spread to bytes
+// multiplier costs nothing. For few rows, codes are used as they are read; for more, a part of a panel is spread to bytes
 // first. All sums are exact, so both give the same.
 
 #include <cstring>
@@ -34,54 +34,79 @@ int32_t offset(const uint8_t *integers) {
     return _mm_cvtsi128_si32(_mm_sub_epi16(_mm_setzero_si128(), _mm_slli_epi16(sums, 3)));
 }
 
-// part += the products of a group's places 4 · j, and those 16 further, with eight columns.
-inline __attribute__((always_inline)) __m256i add_codes(__m256i part, const uint8_t *w, __m256i first, __m256i last) {
-    const __m256i low = _mm256_set1_epi8(15), codes = load(w);
-    part = _mm256_add_epi16(part, _mm256_maddubs_epi16(_mm256_and_si256(codes, low), first));
-    return _mm256_add_epi16(part, _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(codes, 4), low), last));
+// 128 bytes are fetched at each of four places.
+struct Ahead {
+    const uint8_t *from;
+    int64_t apart;
+
+    __attribute__((always_inline)) void fetch(int place) const {
+        __builtin_prefetch(from + place * apart);
+        __builtin_prefetch(from + place * apart + 64);
+    }
+};
+
+// parts += the products of a group's places 4 · j, and those 16 further, of MR rows with a panel.
+template <int MR>
+inline __attribute__((always_inline)) void add_codes(Four &one, Four &other, const uint8_t *a, const uint8_t *b,
+                                                     const uint8_t *w) {
+    const __m256i low = _mm256_set1_epi8(15), first = four_places(a), last = four_places(a + 16);
+    const __m256i other_first = MR > 1 ? four_places(b) : first, other_last = MR > 1 ? four_places(b + 16) : last;
+    const auto add = [&](__m256i &x, __m256i &y, int v) __attribute__((always_inline)) {
+        const __m256i codes = load(w + 32 * v), below = _mm256_and_si256(codes, low);
+        const __m256i above = _mm256_and_si256(_mm256_srli_epi16(codes, 4), low);
+        x = _mm256_add_epi16(x, _mm256_maddubs_epi16(below, first));
+        x = _mm256_add_epi16(x, _mm256_maddubs_epi16(above, last));
+        if (MR == 1) return;
+        y = _mm256_add_epi16(y, _mm256_maddubs_epi16(below, other_first));
+        y = _mm256_add_epi16(y, _mm256_maddubs_epi16(above, other_last));
+    };
+    add(one.a, other.a, 0);
+    add(one.b, other.b, 1);
+    add(one.c, other.c, 2);
+    add(one.d, other.d, 3);
+    one.keep();
+    if (MR > 1) other.keep();
 }
 
-// sums += the product of a group of a row with a panel. Meanwhile, 128 bytes of codes are fetched at each of four places.
-inline __attribute__((always_inline)) void add_group(Four &sums, const uint8_t *a, int32_t start, const uint8_t *w,
-                                                     const int8_t *multipliers, const uint8_t *ahead, int64_t apart) {
-    Four part;
-    part.a = part.b = part.c = part.d = _mm256_set1_epi32(start);
-    for (int j = 0; j < 4; j++) {
-        const __m256i first = four_places(a + 4 * j), last = four_places(a + 16 + 4 * j);
-        part.a = add_codes(part.a, w + 128 * j, first, last);
-        part.b = add_codes(part.b, w + 128 * j + 32, first, last);
-        part.c = add_codes(part.c, w + 128 * j + 64, first, last);
-        part.d = add_codes(part.d, w + 128 * j + 96, first, last);
-        part.keep();
-        __builtin_prefetch(ahead + j * apart);
-        __builtin_prefetch(ahead + j * apart + 64);
-    }
+inline __attribute__((always_inline)) void add_part(const Four &part, const int8_t *multipliers, Four &sums) {
     sums.a = _mm256_add_epi32(sums.a, _mm256_madd_epi16(part.a, twice(multipliers)));
     sums.b = _mm256_add_epi32(sums.b, _mm256_madd_epi16(part.b, twice(multipliers + 8)));
     sums.c = _mm256_add_epi32(sums.c, _mm256_madd_epi16(part.c, twice(multipliers + 16)));
     sums.d = _mm256_add_epi32(sums.d, _mm256_madd_epi16(part.d, twice(multipliers + 24)));
 }
 
-// One row by a panel, read from four places at a time. What comes next, in this panel or the one behind it, is fetched
+// MR rows by a panel, read from four places at a time. What comes next, in this panel or the one behind it, is fetched
 // from all four in turn: memory gives more than where a group's 512 bytes are read at once.
-void product_of_one(const uint8_t *a, const int32_t *offsets, const uint8_t *w, const int8_t *multipliers,
-                    int64_t groups, int32_t *out) {
+template <int MR>
+void product_of_few(const Row *rows, const int32_t *offsets, const uint8_t *w, const int8_t *multipliers,
+                    int64_t groups, int32_t (*out)[PANEL]) {
     constexpr int STREAMS = 4;
-    Four sums;
+    const uint8_t *a = rows[0].integers, *b = rows[MR - 1].integers;
+    Four first, second;
     const int64_t part = groups / STREAMS;
-    const auto group = [&](int64_t g, const uint8_t *ahead) __attribute__((always_inline)) {
-        const int8_t *factors = multipliers + g * PANEL;
-        add_group(sums, a + g * GROUP, offsets[g], w + g * GROUP_BYTES, factors, ahead, part * GROUP_BYTES);
+    const auto group = [&](int64_t g, Ahead ahead) __attribute__((always_inline)) {
+        const uint8_t *codes = w + g * GROUP_BYTES, *x = a + g * GROUP, *y = b + g * GROUP;
+        Four one, other;
+        one.a = one.b = one.c = one.d = _mm256_set1_epi32(offsets[g]);
+        if (MR > 1) other.a = other.b = other.c = other.d = _mm256_set1_epi32(offsets[groups + g]);
+        for (int j = 0; j < 4; j++) {
+            add_codes<MR>(one, other, x + 4 * j, y + 4 * j, codes + 128 * j);
+            ahead.fetch(j);
+        }
+        add_part(one, multipliers + g * PANEL, first);
+        if (MR > 1) add_part(other, multipliers + g * PANEL, second);
     };
     for (int64_t i = 0; i < part; i++) {
         const int64_t next = i + 1 < part ? i + 1 : groups;
         for (int s = 0; s < STREAMS; s++) {
             if (!(i & 1)) __builtin_prefetch(multipliers + (next + s * part) * PANEL);
-            group(s * part + i, w + next * GROUP_BYTES + s * (GROUP_BYTES / STREAMS));
+            const uint8_t *ahead = w + next * GROUP_BYTES + s * (GROUP_BYTES / STREAMS);
+            group(s * part + i, {ahead, part * GROUP_BYTES});
         }
     }
-    for (int64_t g = part * STREAMS; g < groups; g++) group(g, w + (g + 1) * GROUP_BYTES);
-    sums.store_to(out);
+    for (int64_t g = part * STREAMS; g < groups; g++) group(g, {w + (g + 1) * GROUP_BYTES, 128});
+    first.store_to(out[0]);
+    if (MR > 1) second.store_to(out[MR - 1]);
 }
 
 // Some groups of a panel as the products of many rows want them.
@@ -177,11 +202,13 @@ inline int32_t weight(const uint8_t *w, const int8_t *multipliers, int64_t place
     return ((at < 16 ? both & 15 : both >> 4) - 8) * multipliers[g * PANEL + column];
 }
 
-void product_of_one(const uint8_t *a, const int32_t *, const uint8_t *w, const int8_t *multipliers, int64_t groups,
-                    int32_t *out) {
-    std::memset(out, 0, PANEL * sizeof *out);
-    for (int64_t k = 0; k < groups * GROUP; k++)
-        for (int c = 0; c < PANEL; c++) out[c] += a[k] * weight(w, multipliers, k, c);
+template <int MR>
+void product_of_few(const Row *rows, const int32_t *, const uint8_t *w, const int8_t *multipliers, int64_t groups,
+                    int32_t (*out)[PANEL]) {
+    std::memset(out, 0, MR * sizeof *out);
+    for (int m = 0; m < MR; m++)
+        for (int64_t k = 0; k < groups * GROUP; k++)
+            for (int c = 0; c < PANEL; c++) out[m][c] += rows[m].integers[k] * weight(w, multipliers, k, c);
 }
 
 struct Spread {
@@ -209,12 +236,16 @@ void add_outliers(const Row &row, const uint8_t *w, const int8_t *multipliers, i
 
 #endif
 
-void one(const Columns &columns, const uint8_t *codes, const int8_t *multipliers, int64_t groups,
-         const int32_t *offsets, int64_t panel) {
-    alignas(32) int32_t sums[PANEL];
-    product_of_one(columns.rows[0].integers, offsets, codes, multipliers, groups, sums);
-    add_outliers(columns.rows[0], codes, multipliers, sums);
-    columns.finish(0, panel, sums);
+// MR rows, from m on, whose codes are used as they are read.
+template <int MR>
+void few(const Columns &columns, const uint8_t *codes, const int8_t *multipliers, int64_t groups,
+         const int32_t *offsets, int64_t m, int64_t panel) {
+    alignas(32) int32_t sums[MR][PANEL];
+    product_of_few<MR>(columns.rows + m, offsets + m * groups, codes, multipliers, groups, sums);
+    for (int i = 0; i < MR; i++) {
+        add_outliers(columns.rows[m + i], codes, multipliers, sums[i]);
+        columns.finish(m + i, panel, sums[i]);
+    }
 }
 
 // Rows [begin, end), at most MOST.
@@ -249,8 +280,8 @@ void panel_q4(const Columns &columns, int64_t k, int64_t begin, int64_t end, int
     const int64_t groups = (k + GROUP - 1) / GROUP;
     const uint8_t *codes = static_cast<const uint8_t *>(columns.layer.w) + panel * groups * GROUP_BYTES;
     const int8_t *multipliers = columns.layer.multipliers + panel * groups * PANEL;
-    if (offsets)
-        one(columns, codes, multipliers, groups, offsets, panel);
-    else
-        several(columns, codes, multipliers, groups, begin, end, panel);
+    if (!offsets) return several(columns, codes, multipliers, groups, begin, end, panel);
+    int64_t m = begin;
+    for (; end - m >= 2; m += 2) few<2>(columns, codes, multipliers, groups, offsets, m, panel);
+    if (m < end) few<1>(columns, codes, multipliers, groups, offsets, m, panel);
 }
