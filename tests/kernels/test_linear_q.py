@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from behold.kernels import linear_q, native
 from behold.quant import rounding
-from behold.quant.linear import Int4Linear, Int8Linear, QuantizedLinear
+from behold.quant.linear import Int4Linear, Int8Linear, QuantizedEmbedding, QuantizedLinear
 from behold.quant.rounding import input_steps
 
 LAYERS: list[type[QuantizedLinear]] = [Int8Linear, Int4Linear]
@@ -182,3 +182,17 @@ def values(codes: Tensor, multipliers: Tensor, scale: Tensor) -> Tensor:
     """(n, k) float32 weights."""
     assert codes.max() <= 15 and multipliers.abs().max() <= rounding.MULTIPLIER
     return (codes.float() - 8) * multipliers.repeat_interleave(32, 1) * scale[:, None]
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (70, 50), (33, 64), (64, 5)])
+def test_rows_of_a_table(rows: int, width: int) -> None:
+    table = QuantizedEmbedding.of(nn.Embedding(rows, width).requires_grad_(False))
+    ids = torch.randint(rows, (3, 7))
+    assert torch.equal(table(ids), table.dequantized()[ids])
+    assert torch.equal(table(ids.t()), table.dequantized()[ids.t()])
+    assert table(ids[:0]).shape == (0, 7, width)
+    for wrong in (-1, rows):
+        ids[1, 2] = wrong
+        with pytest.raises(IndexError, match=str(wrong)):
+            table(ids)

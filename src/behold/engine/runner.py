@@ -20,7 +20,7 @@ from behold.engine.encoder import Encoder
 from behold.engine.image_cache import ImageCache
 from behold.engine.kv_cache import KVCache
 from behold.engine.replay import Replay
-from behold.engine.sampler import Sampled, Sampler, processed, reads_history
+from behold.engine.sampler import Sampled, Sampler, likeliest, processed, reads_history
 from behold.engine.scheduler import Step
 from behold.engine.sequence import Chunk, Scoring, Sequence
 from behold.models.base import VisionLanguageModel
@@ -206,7 +206,7 @@ class Runner:
 
 def confirmed(logits: Tensor, guesses: tuple[int, ...]) -> list[Sampled]:
     """The greedy choice behind the newest token and behind every guess that was right. logits: (1 + guesses, V)."""
-    best = logits.argmax(-1).tolist()
+    best = likeliest(logits)
     right = next((i for i, guess in enumerate(guesses) if guess != best[i]), len(guesses))
     return [Sampled(token) for token in best[: right + 1]]
 

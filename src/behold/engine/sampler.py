@@ -49,9 +49,9 @@ class Sampler:
     def sample(self, logits: Tensor, sequences: Many[Sequence]) -> list[Sampled]:
         """logits: (R, V), a row for each sequence."""
         if all(is_plain(sequence) for sequence in sequences):
-            return [Sampled(token) for token in logits.argmax(-1).tolist()]
+            return [Sampled(token) for token in likeliest(logits)]
         plain = [i for i, sequence in enumerate(sequences) if is_plain(sequence)]
-        chosen = dict(zip(plain, logits[plain].argmax(-1).tolist(), strict=True)) if plain else {}
+        chosen = dict(zip(plain, likeliest(logits[plain]), strict=True)) if plain else {}
         return [
             Sampled(chosen[i]) if i in chosen else self._choose(logits[i].float(), sequence)
             for i, sequence in enumerate(sequences)
@@ -181,6 +181,14 @@ def kept(scores: Tensor, allowed: Tensor) -> Tensor:
 
 
 # --- sampling ------------------------------------------------------------------------------------------------------
+
+
+def likeliest(logits: Tensor) -> list[int]:
+    """(R, V) to the first largest of each row."""
+    if logits.is_cpu and logits.dtype is torch.float32:
+        found: list[int] = logits.numpy().argmax(-1).tolist()  # torch takes 15 times as long
+        return found
+    return logits.argmax(-1).tolist()
 
 
 def draw(scores: Tensor, params: SamplingParams, generator: torch.Generator) -> int:

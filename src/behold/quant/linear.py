@@ -235,6 +235,8 @@ class QuantizedEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """(…,) to (…, width) in the model's type."""
         weight, scale = self.layer.weight, self.layer.scale
+        if native.LIBRARY is not None and ids.is_cpu and ids.dtype is torch.int64:
+            return linear_q.table_rows(ids, weight, scale, self.embedding_dim).to(self.dtype)
         rows = weight[ids // PANEL, :, ids % PANEL].flatten(-2)[..., : self.embedding_dim]
         return (rows.float() * scale[ids][..., None]).to(self.dtype)
 
