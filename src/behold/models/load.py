@@ -20,6 +20,7 @@ from behold.checkpoint.weights import (
     stored_dtype,
     stored_tensors,
 )
+from behold.device import give_back_memory
 from behold.errors import OptionError
 from behold.kernels import native
 from behold.models.registry import find_family
@@ -79,6 +80,8 @@ def load_model(
         finally:
             if bar:
                 bar.close()
+        if shelf is not None:
+            give_back_memory()
     return model.to(device).eval()
 
 

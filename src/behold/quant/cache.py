@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import mmap
 import os
 import re
 import time
@@ -97,14 +98,15 @@ def _file_digest(path: Path) -> str:
         return blob.name
     digest, status = hashlib.sha256(), path.stat()
     digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
-    with path.open("rb", buffering=0) as file:
-        header = _read_at(file.fileno(), 8, int.from_bytes(_read_at(file.fileno(), 0, 8), "little"))
+    # mapped, not read: thousands of reads that each let another thread go first took 0.24 s in place of 0.01
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        header = mapped[8 : 8 + int.from_bytes(mapped[:8], "little")]
         digest.update(header)
         data = 8 + len(header)
         for start, stop in _extents(header):
             last = max(stop - _PIECE_BYTES, start)
             for offset in dict.fromkeys((start, (start + last) // 2, last)):
-                digest.update(_read_at(file.fileno(), data + offset, min(_PIECE_BYTES, stop - offset)))
+                digest.update(mapped[data + offset : data + min(offset + _PIECE_BYTES, stop)])
     return digest.hexdigest()
 
 
@@ -115,13 +117,6 @@ def _extents(header: bytes) -> list[tuple[int, int]]:
         return [(int(entry["data_offsets"][0]), int(entry["data_offsets"][1])) for entry in entries]
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         return []
-
-
-def _read_at(descriptor: int, offset: int, n_bytes: int) -> bytes:
-    if hasattr(os, "pread"):
-        return os.pread(descriptor, n_bytes, offset)
-    os.lseek(descriptor, offset, os.SEEK_SET)
-    return os.read(descriptor, n_bytes)
 
 
 # --- files -------------------------------------------------------------------------------------------------------
