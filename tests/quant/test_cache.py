@@ -100,6 +100,23 @@ def test_changed_weights_are_seen_whatever_the_date_says(tmp_path: Path, name: s
     assert path.stat().st_mtime_ns == status.st_mtime_ns and key(one) != before
 
 
+def test_a_byte_that_no_piece_shows_is_seen_by_the_time_of_the_entry(tmp_path: Path) -> None:
+    if os.name == "nt":
+        pytest.skip("the time of the entry is that of making it")
+    one = checkpoint(tmp_path / "one")
+    path, before = one / "model.safetensors", key(one)
+    status = path.stat()
+    length = int.from_bytes(path.read_bytes()[:8], "little")
+    for _ in range(1000):  # until the system's clock has moved on
+        with path.open("r+b") as file:
+            file.seek(8 + length + 10_000)
+            file.write(b"?")
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        if path.stat().st_ctime_ns != status.st_ctime_ns:
+            break
+    assert path.stat().st_mtime_ns == status.st_mtime_ns and key(one) != before
+
+
 def test_a_later_date_or_another_size_is_another_key(tmp_path: Path) -> None:
     one = checkpoint(tmp_path / "one")
     path, before = one / "model.safetensors", key(one)

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from behold.device import give_back_memory
 from behold.quant import cache
 from behold.quant.apply import Quantizer, restore, tensors_of
 from behold.quant.schemes import Layer
 from behold.quant.weights_file import WeightsFile, map_file
 
+_TRIM_BYTES = 1 << 28  # of finished weights: the heap of what was needed for them grows by as much again, and more
 _TENSORS_A_MODULE = 8  # at most, pads included
 
 
@@ -89,6 +91,7 @@ class Keeper:
         """n_modules: at most so many have weights."""
         self._quantizer, self._shelf = quantizer, shelf
         self._file = shelf.writer(n_modules)
+        self._untrimmed = 0
 
     def __enter__(self) -> Keeper:
         return self
@@ -103,6 +106,10 @@ class Keeper:
 
     def __call__(self, name: str, module: nn.Module) -> None:
         small = self._quantizer(name, module)
+        self._untrimmed += 0 if small is None else small.n_bytes
+        if self._untrimmed >= _TRIM_BYTES:
+            self._untrimmed = 0
+            give_back_memory()
         if self._file is not None:
             for key, tensor in tensors_of(name, module if small is None else small).items():
                 self._file.add(key, tensor)
