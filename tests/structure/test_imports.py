@@ -46,7 +46,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "behold.quant*": (*FLOOR_1, "behold.quant.apply", "behold.quant.cache", "behold.quant.weights_file"),
     "behold.checkpoint*": (),
     "behold.chat*": (),
-    "behold.processing*": ("behold.chat*", "behold.checkpoint.files", "behold.nn*"),
+    "behold.processing*": ("behold.chat*", "behold.checkpoint.files", "behold.nn*", "behold.kernels.resample"),
     "behold.models.registry": ("behold.models.base", "behold.checkpoint*"),
     "behold.models.load": (
         "behold.models.base",

@@ -11,56 +11,17 @@ from __future__ import annotations
 import argparse
 import random
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 
-from conversations import Conversation, Exchange, ask_blindly, ask_change, ask_more, ask_one, ask_pair, ask_which
+from cases import Case, make_cases
 from drawing import draw_scene
 from model import WIDTH, decode, tower_features
 from pool import Pool, open_pool
-from questions import SINGLE, Turn, ask_describe, ask_follow_up
 from rows import KINDS, RowEncoder, pack
-from scenes import HELD_OUT_SEED, is_variation, make_scene
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """A conversation whose last answer is judged, over the pool's pictures at `places`."""
-
-    talk: Conversation
-    places: tuple[int, ...]
-
-    @property
-    def last(self) -> Turn:
-        return self.talk.exchanges[-1].turn
-
-
-def make_cases(scenes: int) -> Iterator[Case]:
-    """One question of each kind that a scene allows; each scene is also asked about beside its neighbour."""
-    for place in range(scenes):
-        rng = random.Random(f"evaluate {place}")
-        scene = make_scene(HELD_OUT_SEED + place)
-        singles = [ask_describe(scene, rng, ""), *(maker(scene, rng, "") for maker in SINGLE)]
-        for turn in singles:
-            if turn:
-                yield Case(Conversation((Exchange(turn, 1),)), (place,))
-        before = ask_one(scene, rng)
-        after = ask_follow_up(before, rng)
-        if after:
-            yield Case(Conversation((Exchange(before, 1), Exchange(after))), (place,))
-        other = place - 1 if place else scenes - 1
-        first = make_scene(HELD_OUT_SEED + other)
-        pairs = [rng.choice((ask_more, ask_which))(first, scene, rng), ask_pair(first, scene, rng)]
-        if is_variation(scene.seed):
-            pairs.append(ask_change(scene, rng))
-        for turn in pairs:
-            yield Case(Conversation((Exchange(turn, 2),)), (other, place))
-        if place % 10 == 0:
-            yield Case(Conversation((Exchange(ask_blindly(scene, rng)),)), ())
+from scenes import HELD_OUT_SEED, make_scene
 
 
 @torch.no_grad()

@@ -92,7 +92,7 @@ def decode(data: bytes, where: str, policy: MediaPolicy) -> Image.Image:
             f"{where} starts like a {kind} file but its header cannot be read ({_said(error)})."
         ) from error
     check_header(kind, image, len(data), where, policy)
-    return upright_rgb(image, f"{where} ({kind})", policy)
+    return _upright_rgb(image, f"{where} ({kind})", policy)
 
 
 def upright_rgb(image: Image.Image, where: str, policy: MediaPolicy) -> Image.Image:
@@ -101,6 +101,12 @@ def upright_rgb(image: Image.Image, where: str, policy: MediaPolicy) -> Image.Im
     Raises:
         MediaError: no pixels, too many pixels, or a file behind it that is truncated or corrupt.
     """
+    rgb = _upright_rgb(image, where, policy)
+    return rgb.copy() if rgb is image else rgb
+
+
+def _upright_rgb(image: Image.Image, where: str, policy: MediaPolicy) -> Image.Image:
+    """As upright_rgb; the given image itself where it is upright RGB already: a copy takes as long as half its decoding."""
     _check_size(image, where, policy)
     try:
         image.load()
@@ -166,14 +172,14 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """A loaded image of any mode to a new RGB image; transparent pixels show white."""
+    """A loaded image of any mode to RGB, itself if it is that already; transparent pixels show white."""
     if image.mode.startswith("I") or image.mode == "F":
         image = _eight_bit(image)
     if "A" in image.getbands() or "a" in image.getbands() or image.info.get("transparency") is not None:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.copy() if image.mode == "RGB" else image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

@@ -36,6 +36,8 @@ _SIGNATURES: dict[str, str] = {  # p: address, i: 64-bit integer, d: double, t: 
     "bh_attend_many": "pippppiiiiiit",
     "bh_attend_all": "ppppiiiiiiit",
     "bh_replay": "pi",
+    "bh_resample_rows": "pppppiiii",
+    "bh_resample_columns": "pppppiii",
 }
 Argument = Union[int, float, "ctypes.Array[ctypes.c_int64]", None]
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "d": ctypes.c_double, "t": ctypes.c_int}

@@ -38,6 +38,10 @@ def resize(image: Image.Image, size: Size, resample: int) -> Image.Image:
             f"a picture of {image.width} × {image.height} pixels would become {width} × {height}; at most "
             f"{MAX_RESIZED_PIXELS} pixels are allowed. It is too long and narrow: cut it into several pictures."
         )
+    from behold.kernels import resample as ours  # here only: it stands on torch, which text and small pictures need not
+
+    if ours.suits(image, (width, height), resample):
+        return ours.resize(image, (width, height), resample)
     return image.resize((width, height), resample=Image.Resampling(resample))
 
 

@@ -1,0 +1,77 @@
+"""Pictures made smaller by ours and by Pillow: the same bytes, odd sizes included."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from behold.kernels import native, resample
+
+BILINEAR, BICUBIC = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
+pytestmark = pytest.mark.skipif(not hasattr(Image.Image, "__arrow_c_array__"), reason="this Pillow lends no memory")
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Bytes at random, half of them black or white: sums that must be cut at both ends."""
+    bytes_ = np.random.default_rng(seed).integers(-128, 384, (height, width, 3)).clip(0, 255)
+    return Image.fromarray(bytes_.astype(np.uint8))
+
+
+def equal(image: Image.Image, size: tuple[int, int], kind: int) -> bool:
+    ours, pillows = resample.resize(image, size, kind), image.resize(size, Image.Resampling(kind))
+    return ours.mode == "RGB" and ours.size == size and ours.tobytes() == pillows.tobytes()
+
+
+@pytest.fixture
+def small_ones_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resample, "_FEWEST_PIXELS", 1)
+    monkeypatch.setattr(resample, "_BAND_BYTES", 1 << 14)
+
+
+@pytest.mark.usefixtures("library", "small_ones_too")
+@pytest.mark.parametrize("kind", [BILINEAR, BICUBIC])
+@pytest.mark.parametrize(
+    ("old", "new"), [((400, 300), (38, 38)), ((301, 403), (48, 63)), ((97, 211), (96, 210)), ((640, 333), (50, 1))]
+)
+def test_equal_to_pillow(old: tuple[int, int], new: tuple[int, int], kind: int) -> None:
+    image = noise(*old)
+    assert resample.suits(image, new, kind) or new == (50, 1)
+    assert not resample.suits(image, new, kind) or equal(image, new, kind)
+
+
+@pytest.mark.usefixtures("library", "small_ones_too")
+def test_any_sizes_are_equal_to_pillow() -> None:
+    sides = st.integers(1, 260)
+    seen = []
+
+    @settings(max_examples=60, deadline=None, derandomize=True)
+    @given(sides, sides, sides, sides, st.sampled_from([BILINEAR, BICUBIC]))
+    def run(width: int, height: int, new_width: int, new_height: int, kind: int) -> None:
+        image, new = noise(width, height, width), (new_width, new_height)
+        if resample.suits(image, new, kind):
+            seen.append(new)
+            assert equal(image, new, kind)
+
+    run()
+    assert len(seen) > 5
+
+
+@pytest.mark.usefixtures("library")
+def test_a_photograph(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = noise(1600, 1203)
+    assert resample.suits(image, (384, 384), BICUBIC) and equal(image, (384, 384), BICUBIC)
+
+
+def test_where_it_does_not_suit(monkeypatch: pytest.MonkeyPatch, library: object) -> None:
+    image = noise(700, 500)
+    assert resample.suits(image, (300, 300), BICUBIC)
+    for size in ((700, 300), (300, 500), (800, 300), (690, 100)):
+        assert not resample.suits(image, size, BICUBIC), size
+    assert not resample.suits(image, (300, 300), Image.Resampling.LANCZOS)
+    assert not resample.suits(image.convert("L"), (300, 300), BICUBIC)
+    assert not resample.suits(image.resize((100, 100)), (30, 30), BICUBIC)
+    monkeypatch.setattr(native, "LIBRARY", None)
+    assert not resample.suits(image, (300, 300), BICUBIC)
