@@ -139,3 +139,15 @@ def test_the_first_frame_of_an_animation(kind: str) -> None:
     frames = [Image.new("RGB", (8, 8), color) for color in (RED, BLUE, GREEN)]
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **FAITHFUL.get(kind, {}))
     assert load_image(data).getpixel((4, 4)) == RED
+
+
+def test_a_jpeg_can_be_decoded_at_a_part_of_its_size() -> None:
+    file = BytesIO()
+    Image.new("RGB", (1600, 1200), (200, 30, 60)).save(file, "JPEG", quality=95)
+    sizes = {side: decode(file.getvalue(), "it", MediaPolicy(jpeg_side=side)).size for side in (100, 300, 601, 5000)}
+    assert sizes == {100: (200, 150), 300: (400, 300), 601: (1600, 1200), 5000: (1600, 1200)}
+    whole, part = (decode(file.getvalue(), "it", MediaPolicy(jpeg_side=side)) for side in (None, 300))
+    assert whole.size == (1600, 1200)
+    assert max(abs(a - b) for a, b in zip(whole.getpixel((9, 9)), part.getpixel((9, 9)), strict=True)) <= 2
+    with pytest.raises(OptionError, match="jpeg_side is 0"):
+        MediaPolicy(jpeg_side=0)

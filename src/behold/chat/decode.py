@@ -92,6 +92,8 @@ def decode(data: bytes, where: str, policy: MediaPolicy) -> Image.Image:
             f"{where} starts like a {kind} file but its header cannot be read ({_said(error)})."
         ) from error
     check_header(kind, image, len(data), where, policy)
+    if policy.jpeg_side is not None:
+        image.draft(None, (policy.jpeg_side,) * 2)  # of the formats here only JPEG has it
     return _upright_rgb(image, f"{where} ({kind})", policy)
 
 

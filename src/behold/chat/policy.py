@@ -17,6 +17,9 @@ class MediaPolicy:
     timeout_s: the whole download, redirects included, not one read of it.
     allow_urls, allow_paths: whether http(s) addresses are fetched, and files of this machine are read.
     public_only: fetch from the public internet only, as chat.public says: for callers who act for strangers.
+    jpeg_side: decode a JPEG at a half, a quarter or an eighth of its size, as long as both sides keep this many pixels:
+        less than half the time for a large photograph. Each pixel is then the mean of a block, and what is made of them
+        differs a little from what all pixels give. None decodes every pixel.
     """
 
     max_bytes: int = 128 * 2**20
@@ -26,12 +29,15 @@ class MediaPolicy:
     allow_urls: bool = True
     allow_paths: bool = True
     public_only: bool = False
+    jpeg_side: int | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("max_bytes", 1), ("max_pixels", 1), ("timeout_s", 0.001), ("max_redirects", 0)):
             value = getattr(self, name)
             if not value >= least:
                 raise OptionError(f"MediaPolicy.{name} is {value!r}; it must be at least {least}.")
+        if self.jpeg_side is not None and not self.jpeg_side >= 1:
+            raise OptionError(f"MediaPolicy.jpeg_side is {self.jpeg_side!r}; it must be at least 1, or None.")
 
     @classmethod
     def for_server(
