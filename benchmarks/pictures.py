@@ -2,8 +2,8 @@
 
     python -m benchmarks.pictures [--runs 9] [--write]
 
-The picture is made here (blocks at two scales, blended: 2.4 MB at quality 90), upright and lying on its side as telephones
-store it. *decoding alone* is libjpeg-turbo through Pillow: the floor, as long as every pixel is decoded.
+The picture is made here (blocks at two scales, blended: 2.4 MB at quality 90), upright, and lying on its side as
+telephones store it. *decoding alone* is libjpeg-turbo through Pillow: the floor, as long as every pixel is decoded.
 """
 
 from __future__ import annotations

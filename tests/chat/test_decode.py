@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from behold.chat.media import load_image
+from behold.chat.decode import decode
+from behold.chat.media import MediaPolicy, load_image
+from behold.errors import OptionError
 from tests.chat.samples import BLUE, FAITHFUL, FORMATS, GREEN, RED, WHITE, encoded, quadrants, same, see_through
 
 
@@ -142,7 +144,7 @@ def test_the_first_frame_of_an_animation(kind: str) -> None:
 
 
 def test_a_jpeg_can_be_decoded_at_a_part_of_its_size() -> None:
-    file = BytesIO()
+    file = io.BytesIO()
     Image.new("RGB", (1600, 1200), (200, 30, 60)).save(file, "JPEG", quality=95)
     sizes = {side: decode(file.getvalue(), "it", MediaPolicy(jpeg_side=side)).size for side in (100, 300, 601, 5000)}
     assert sizes == {100: (200, 150), 300: (400, 300), 601: (1600, 1200), 5000: (1600, 1200)}

@@ -108,7 +108,7 @@ def upright_rgb(image: Image.Image, where: str, policy: MediaPolicy) -> Image.Im
 
 
 def _upright_rgb(image: Image.Image, where: str, policy: MediaPolicy) -> Image.Image:
-    """As upright_rgb; the given image itself where it is upright RGB already: a copy takes as long as half its decoding."""
+    """As upright_rgb; the image itself where it is upright RGB: copying takes half as long as decoding."""
     _check_size(image, where, policy)
     try:
         image.load()
