@@ -127,6 +127,18 @@ struct Spread {
             for (int v = 0; v < 4; v++) store(multipliers + g * PANEL + 8 * v, twice(from + g * PANEL + 8 * v));
         }
     }
+
+    // Adds an outlier, whose place is counted from here.
+    void add(const Outlier &outlier, int32_t place, int32_t *sums) const {
+        const int8_t *quad = codes + (place & ~3) * PANEL;
+        const int32_t *factors = multipliers + (place & -GROUP);
+        const __m256i one = _mm256_set1_epi32(outlier.at), beyond = _mm256_set1_epi32(outlier.low);
+        for (int v = 0; v < 4; v++) {
+            const __m256i code = _mm256_maddubs_epi16(one, load(quad + 32 * v)); // beside 16 zeros
+            const __m256i weight = _mm256_madd_epi16(code, load(factors + 8 * v));
+            store(sums + 8 * v, _mm256_add_epi32(load(sums + 8 * v), _mm256_madd_epi16(weight, beyond)));
+        }
+    }
 };
 
 // part = or += the products of four places of a row with a panel.
@@ -219,6 +231,10 @@ struct Spread {
             for (int c = 0; c < PANEL; c++)
                 weights[k * PANEL + c] = static_cast<int16_t>(weight(w, multipliers, k, c));
     }
+
+    void add(const Outlier &outlier, int32_t place, int32_t *sums) const {
+        for (int c = 0; c < PANEL; c++) sums[c] += outlier.excess * weights[place * PANEL + c];
+    }
 };
 
 template <int MR>
@@ -252,8 +268,10 @@ void few(const Columns &columns, const uint8_t *codes, const int8_t *multipliers
 void several(const Columns &columns, const uint8_t *codes, const int8_t *multipliers, int64_t groups, int64_t begin,
              int64_t end, int64_t panel) {
     alignas(32) int32_t sums[MOST][PANEL];
+    int32_t next[MOST]; // of each row's outliers, which are in order
     Spread spread;
     std::memset(sums, 0, (end - begin) * sizeof *sums);
+    std::memset(next, 0, (end - begin) * sizeof *next);
     for (int64_t g = 0; g < groups; g += SPREAD) {
         const int64_t some = groups - g < SPREAD ? groups - g : SPREAD;
         spread.fill(codes + g * GROUP_BYTES, multipliers + g * PANEL, some);
@@ -263,11 +281,14 @@ void several(const Columns &columns, const uint8_t *codes, const int8_t *multipl
         for (; count - m >= 3 && count - m != 4; m += 3) product<3>(rows + m, g * GROUP, spread, some, sums + m);
         for (; count - m >= 2; m += 2) product<2>(rows + m, g * GROUP, spread, some, sums + m);
         for (; m < count; m++) product<1>(rows + m, g * GROUP, spread, some, sums + m);
+        for (m = 0; m < count; m++)
+            for (; next[m] < rows[m].n_outliers; next[m]++) {
+                const Outlier &outlier = rows[m].outliers[next[m]];
+                if (outlier.place >= (g + some) * GROUP) break;
+                spread.add(outlier, outlier.place - static_cast<int32_t>(g * GROUP), sums[m]);
+            }
     }
-    for (int64_t m = begin; m < end; m++) {
-        add_outliers(columns.rows[m], codes, multipliers, sums[m - begin]);
-        columns.finish(m, panel, sums[m - begin]);
-    }
+    for (int64_t m = begin; m < end; m++) columns.finish(m, panel, sums[m - begin]);
 }
 
 } // namespace

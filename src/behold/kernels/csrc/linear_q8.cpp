@@ -50,14 +50,13 @@ void add_outliers(const Row &row, const int8_t *w, int32_t *out) {
     __m256i sums[4];
     for (int v = 0; v < 4; v++) sums[v] = load(out + 8 * v);
     for (int32_t i = 0; i < row.n_outliers; i++) {
-        const Outlier outlier = row.outliers[i];
-        const int8_t *quad = w + outlier.place / 4 * QUAD;
-        const __m128i up = _mm_cvtsi32_si128(24 - 8 * (outlier.place % 4));
-        const __m256i excess = _mm256_set1_epi32(outlier.excess & 0xffff); // 16 bits with sign, beside 16 zeros
+        const Outlier &outlier = row.outliers[i];
+        const int8_t *quad = w + (outlier.place & ~3) * PANEL;
+        const __m256i one = _mm256_set1_epi32(outlier.at);
+        const __m256i excess = _mm256_set1_epi16(static_cast<int16_t>(outlier.excess));
         for (int v = 0; v < 4; v++) {
-            const __m256i four = load(quad + 32 * v);
-            const __m256i one = _mm256_srai_epi32(_mm256_sll_epi32(four, up), 24);
-            sums[v] = _mm256_add_epi32(sums[v], _mm256_madd_epi16(one, excess));
+            const __m256i weight = _mm256_maddubs_epi16(one, load(quad + 32 * v)); // beside 16 zeros
+            sums[v] = _mm256_add_epi32(sums[v], _mm256_madd_epi16(weight, excess));
         }
     }
     for (int v = 0; v < 4; v++) store(out + 8 * v, sums[v]);

@@ -116,7 +116,7 @@ struct Writer {
 
     void add(int64_t place, int32_t integer) {
         const int32_t beyond = integer < 0 ? integer : integer - 127;
-        if (count < shape.most) outliers[count] = {static_cast<int32_t>(place), beyond};
+        if (count < shape.most) outliers[count] = {static_cast<int32_t>(place), beyond, 1 << place % 4 * 8, beyond & 0xffff};
         count++;
         excess += beyond < 0 ? -beyond : beyond;
     }

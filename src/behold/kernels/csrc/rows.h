@@ -8,12 +8,13 @@ constexpr int PANEL = 32; // output columns that lie together in packed weights
 // An entry outside of its row's window of 128 integers: what it has beyond the nearer end.
 struct Outlier {
     int32_t place, excess;
+    int32_t at, low; // 1 in the byte that is its place of four; the excess in 16 bits, beside 16 zeros
 };
 
 // The integers of entry i are integers[i] - zero, plus the excess where it is an outlier; times step.
 struct Row {
     const uint8_t *integers; // in [0, 127]; the places after the last are 0
-    const Outlier *outliers;
+    const Outlier *outliers; // in the order of their places
     int32_t n_outliers;
     int32_t zero;
     float step; // NaN where an entry is not finite; all integers are 0 then
