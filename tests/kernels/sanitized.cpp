@@ -9,6 +9,7 @@
 
 extern "C" void bh_linear_q(const float *, const Layer *, int64_t, After, const float *, double, const float *, float *,
                             int64_t, int64_t, int);
+extern "C" void bh_round_q4(const float *, uint8_t *, int8_t *, float *, int64_t, int64_t, int);
 
 namespace {
 
@@ -48,12 +49,29 @@ template <class F> bool same(int64_t rows, int64_t k, int64_t n, const F &produc
     return true;
 }
 
+// Weights to codes of four bits, in buffers of just their size.
+bool rounds(int64_t n, int64_t k) {
+    const std::vector<float> w = inputs(n, k);
+    const int64_t groups = (k + 31) / 32;
+    std::vector<uint8_t> codes(n * groups * 32);
+    std::vector<int8_t> multipliers(n * groups);
+    std::vector<float> scale(n);
+    for (const float value : w)
+        if (!std::isfinite(value)) return true; // not weights
+    bh_round_q4(w.data(), codes.data(), multipliers.data(), scale.data(), n, k, 1);
+    for (const uint8_t code : codes)
+        if (code > 15) return false;
+    for (const int8_t multiplier : multipliers)
+        if (multiplier == 0 || multiplier > 63 || multiplier < -63) return false;
+    return true;
+}
+
 } // namespace
 
 int main() {
     int products = 0;
     for (int round = 0; round < 75; round++) {
-        const int64_t rows = random(0, 2) ? random(1, 7) : random(17, 40);
+        const int64_t rows = random(0, 2) ? random(1, 11) : random(17, 40);
         const int64_t k = random(0, 3) ? random(1, 200) : random(900, 1200), n = random(1, 100);
         const int64_t panels = (n + 31) / 32;
         const std::vector<float> scale(n, 0.01f), bias(n, 1.0f);
@@ -74,6 +92,10 @@ int main() {
         if (!run(&eight, 1, ADD, n) || !run(&four, 1, GELU, n) || !run(both, 2, STORE, 2 * n) ||
             !run(gated, 2, TIMES_SILU, n)) {
             std::printf("rows differ: %d by %d by %d\n", int(rows), int(k), int(n));
+            return 1;
+        }
+        if (!rounds(n, k)) {
+            std::printf("not codes: %d by %d\n", int(n), int(k));
             return 1;
         }
         products += 4;

@@ -135,7 +135,7 @@ def _nothing() -> None:
 
 
 def round_groups(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(N, K) to int4 codes, multipliers and scales, as behold.quant.rounding.round_groups, 50 times as fast."""
+    """(N, K) to int4 codes, multipliers and scales, as behold.quant.rounding.round_groups, ten times as fast."""
     assert native.LIBRARY is not None
     weight = weight.float().contiguous()
     (n, k), groups = weight.shape, -(-weight.shape[1] // 32)
