@@ -13,7 +13,7 @@ struct Row {
 
 extern "C" {
 using Attend = void(const Row *, int64_t, const float *, const float *, const float *, float *, int64_t, int64_t,
-                    int64_t, int64_t, int64_t, int64_t, int);
+                    int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int);
 Attend bh_attend_few, bh_attend_many;
 void bh_attend_all(const float *, const float *, const float *, float *, int64_t, int64_t, int64_t, int64_t, int64_t,
                    int64_t, int64_t, int);
@@ -54,10 +54,11 @@ int main() {
         for (int half = 0; half < 2; half++) {
             const Row row{half ? static_cast<void *>(narrow.data()) : wide.data(), capacity, context, length, 0};
             std::vector<float> few(q.size()), many(q.size());
-            bh_attend_few(&row, 1, q.data(), k.data(), v.data(), few.data(), 0, heads * shared, heads, dim, window,
-                          half, 1);
-            bh_attend_many(&row, 1, q.data(), k.data(), v.data(), many.data(), 0, heads * shared, heads, dim, window,
-                           half, 1);
+            const int64_t width = heads * dim, all = width * shared;
+            bh_attend_few(&row, 1, q.data(), k.data(), v.data(), few.data(), all, width, 0, heads * shared, heads, dim,
+                          window, half, 1);
+            bh_attend_many(&row, 1, q.data(), k.data(), v.data(), many.data(), all, width, 0, heads * shared, heads,
+                           dim, window, half, 1);
             if (!close(few, many)) return std::printf("few and many differ\n"), 1;
             done += 2;
         }

@@ -45,16 +45,19 @@ def test_any_step(
     total = sum(length for _, length in sequences)
     kv_heads, shared, dim = shape
     heads = kv_heads * shared
-    q, k, v = (torch.randn(total, n, dim) for n in (heads, kv_heads, kv_heads))
+    joined = torch.randn(total, heads + 2 * kv_heads, dim)
     scale = (1.0, 30.0)[seed % 2]  # with the larger one some weights vanish
-    q = q * scale
+    joined[:, :heads] *= scale
+    q, k, v = joined.split((heads, kv_heads, kv_heads), dim=1)
+    if seed % 3 == 0:
+        q, k, v = q.contiguous(), k.transpose(1, 2).contiguous().transpose(1, 2), v.contiguous()
     rows, first = [], 0
     for context, length in sequences:
         row = torch.randn(LAYERS, 2, kv_heads, context + length + 3, dim).to(stored)
         row[:, :, :, context:] = torch.nan  # nobody may look at what is not written yet
         rows.append((row, context, length, first))
         first += length
-    out = torch.full_like(q, torch.nan)
+    out = torch.full((total, heads, dim), torch.nan)
     other_layer = [storage[0].clone() for storage, *_ in rows]
     with torch.inference_mode():
         RowTokens(kind, rows).attend(LAYER, q, k, v, out, window=window)

@@ -76,9 +76,12 @@ class RowTokens:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, out: Tensor, *, window: int | None) -> None:
         """Store the sequences' new keys and values and fill their rows of out (N, Hq, d).
 
-        q: (N, Hq, d), k and v: (N, Hkv, d), float32. window: see CacheView.attend.
+        q: (N, Hq, d), k and v: (N, Hkv, d), float32. window: see CacheView.attend. Tokens may lie apart, as where q, k
+        and v are parts of one product; out is contiguous.
         """
-        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        q, k, v = _whole_tokens(q), _whole_tokens(k), _whole_tokens(v)
+        if k.stride(0) != v.stride(0):
+            k, v = k.contiguous(), v.contiguous()
         native.call(
             self._way.value,
             self._rows,
@@ -87,6 +90,8 @@ class RowTokens:
             k.data_ptr(),
             v.data_ptr(),
             out.data_ptr(),
+            q.stride(0),
+            k.stride(0),
             layer,
             q.shape[1],
             self._kv_heads,
@@ -107,6 +112,11 @@ class RowTokens:
     def places(self) -> ctypes.Array[ctypes.c_int64]:
         """Where the sequences' rows are, as the kernels read it: what is written here, a replayed call works on."""
         return self._rows
+
+
+def _whole_tokens(x: Tensor) -> Tensor:
+    """(N, H, d) with each token's numbers one behind the other."""
+    return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
 
 
 def suits_all(q: Tensor, k: Tensor, v: Tensor, heads: int) -> bool:

@@ -13,6 +13,7 @@ struct Row {
 struct Step {
     const float *q, *k, *v; // (N, Hq, d), (N, Hkv, d), (N, Hkv, d)
     float *out;             // (N, Hq, d)
+    int64_t q_apart, kv_apart; // elements from one of the N to the next, in q, and in k and v
     int64_t layer, heads, kv_heads, dim, window;
     float scale;
 };
@@ -37,7 +38,7 @@ template <class T> inline Source<T> source_of(const Step &step, const Row &row, 
 template <class T> inline void keep_new(const Step &step, const Row &row, int64_t head) {
     T *keys = keys_of<T>(step, row, head), *values = keys + step.kv_heads * row.capacity * step.dim;
     for (int64_t t = 0; t < row.length; t++) {
-        const int64_t from = ((row.token + t) * step.kv_heads + head) * step.dim, to = (row.context + t) * step.dim;
+        const int64_t from = (row.token + t) * step.kv_apart + head * step.dim, to = (row.context + t) * step.dim;
         for (int64_t i = 0; i < step.dim; i += 8) {
             store8(keys + to + i, load8(step.k + from + i));
             store8(values + to + i, load8(step.v + from + i));

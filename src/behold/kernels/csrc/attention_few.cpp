@@ -13,7 +13,7 @@
 
 namespace {
 
-constexpr int64_t CHUNK = 64;  // keys: with their values they fill a nearest cache for heads of 64
+constexpr int64_t CHUNK = 32; // keys: they and their values fit the nearest cache, with those that come next
 constexpr int GROUP = 8; // queries that share a reading of a chunk
 
 struct Query {
@@ -23,35 +23,49 @@ struct Query {
     float largest, total;
 };
 
-// scores[i][j] = query i . key j of a chunk, for two queries at a time where there are two.
+// Have what will be read next on its way to the nearest cache.
+template <class T> inline void fetch(const T *from, int64_t count) {
+    const char *at = reinterpret_cast<const char *>(from);
+    for (int64_t i = 0; i < count * static_cast<int64_t>(sizeof(T)); i += 64) __builtin_prefetch(at + i);
+}
+
+// scores[i][j] = query i . key j of a chunk, for two queries at a time where there are two. The chunk's values, and
+// the keys after it, are fetched meanwhile: two places in memory are read faster than one.
 template <int MR, class T>
-void score(const Query *queries, const T *keys, int64_t length, int64_t dim, float (*scores)[CHUNK]) {
+void score(const Query *queries, const T *keys, const T *values, const T *ahead, int64_t length, int64_t dim,
+           float (*scores)[CHUNK]) {
     const Ahead none{nullptr, 0, 0};
     const int64_t apart = queries[MR - 1].q - queries[0].q;
     int64_t j = 0;
-    for (; j + 4 <= length; j += 4)
+    for (; j + 4 <= length; j += 4) {
+        fetch(values + j * dim, 4 * dim);
+        fetch(ahead + j * dim, 4 * dim);
         tile<MR, 4>(queries[0].q, apart, keys + j * dim, dim, dim, scores[0] + j, CHUNK, false, none);
+    }
     for (; j < length; j++)
         tile<MR, 1>(queries[0].q, apart, keys + j * dim, dim, dim, scores[0] + j, CHUNK, false, none);
 }
 
 // Scores to weights, the running sums moved on.
 void weigh(Query &query, float *scores, int64_t start, int64_t length, int64_t dim, float scale) {
-    float largest = query.largest;
-    for (int64_t j = 0; j < length; j++) {
-        const bool seen = start + j >= query.first && start + j < query.last;
-        scores[j] = seen ? scores[j] * scale : -INFINITY;
-        largest = scores[j] > largest ? scores[j] : largest;
+    constexpr int PARTS = CHUNK / 8;
+    v8 part[PARTS], top = splat8(query.largest);
+    const int64_t first = query.first - start, last = query.last - start < length ? query.last - start : length;
+    const bool whole = first <= 0 && last >= CHUNK;
+    for (int i = 0; i < PARTS; i++) {
+        part[i] = load8(scores + 8 * i) * splat8(scale);
+        if (!whole) part[i] = between8(part[i], first - 8 * i, last - 8 * i);
+        top = max8(top, part[i]);
     }
-    for (int64_t j = length; j < CHUNK; j++) scores[j] = -INFINITY;
+    const float largest = top8(top);
     if (largest == -INFINITY) { // a chunk that it does not see at all
-        for (int64_t j = 0; j < CHUNK; j++) scores[j] = 0;
+        for (int i = 0; i < PARTS; i++) store8(scores + 8 * i, splat8(0));
         return;
     }
     v8 sums = splat8(0);
-    for (int64_t j = 0; j < CHUNK; j += 8) {
-        const v8 weights = exp8(load8(scores + j) - splat8(largest));
-        store8(scores + j, weights);
+    for (int i = 0; i < PARTS; i++) {
+        const v8 weights = exp8(part[i] - splat8(largest));
+        store8(scores + 8 * i, weights);
         sums += weights;
     }
     const float kept = query.largest == -INFINITY ? 0.0f : std::exp(query.largest - largest);
@@ -77,20 +91,23 @@ void gather(const Query *queries, const float (*weights)[CHUNK], const T *values
         for (int n = 0; n < PARTS; n++) store8(queries[m].out + at + 8 * n, sums[m][n]);
 }
 
+// ahead: the keys that are read after this chunk.
 template <int MR, class T>
-void attend_chunk(Query *queries, const T *keys, const T *values, int64_t start, int64_t length, int64_t dim,
-                  float scale) {
+void attend_chunk(Query *queries, const T *keys, const T *values, const T *ahead, int64_t length, int64_t start,
+                  int64_t dim, float scale) {
     alignas(32) float scores[MR][CHUNK];
-    score<MR>(queries, keys + start * dim, length, dim, scores);
+    score<MR>(queries, keys, values, ahead, length, dim, scores);
     for (int m = 0; m < MR; m++) weigh(queries[m], scores[m], start, length, dim, scale);
     constexpr int PARTS = 8 / MR; // as many sums as there are registers for
     int64_t at = 0;
     for (; at + 8 * PARTS <= dim; at += 8 * PARTS)
-        gather<MR, PARTS>(queries, scores, values + start * dim, length, dim, at);
-    for (; at < dim; at += 8) gather<MR, 1>(queries, scores, values + start * dim, length, dim, at);
+        gather<MR, PARTS>(queries, scores, values, length, dim, at);
+    for (; at < dim; at += 8) gather<MR, 1>(queries, scores, values, length, dim, at);
 }
 
-template <class T> void attend_group(Query *queries, int n, const Source<T> &source, int64_t dim, float scale) {
+// next: the keys of the next head.
+template <class T>
+void attend_group(Query *queries, int n, const Source<T> &source, const T *next, int64_t dim, float scale) {
     int64_t first = queries[0].first, last = queries[0].last;
     for (int i = 1; i < n; i++) {
         first = queries[i].first < first ? queries[i].first : first;
@@ -98,9 +115,11 @@ template <class T> void attend_group(Query *queries, int n, const Source<T> &sou
     }
     for (int64_t start = first / CHUNK * CHUNK; start < last; start += CHUNK) {
         const int64_t length = last - start < CHUNK ? last - start : CHUNK;
+        const T *keys = source.keys + start * dim, *values = source.values + start * dim;
+        const T *ahead = start + CHUNK < last ? keys + CHUNK * dim : next;
         int i = 0;
-        for (; i + 2 <= n; i += 2) attend_chunk<2>(queries + i, source.keys, source.values, start, length, dim, scale);
-        for (; i < n; i++) attend_chunk<1>(queries + i, source.keys, source.values, start, length, dim, scale);
+        for (; i + 2 <= n; i += 2) attend_chunk<2>(queries + i, keys, values, ahead, length, start, dim, scale);
+        for (; i < n; i++) attend_chunk<1>(queries + i, keys, values, ahead, length, start, dim, scale);
     }
     for (int i = 0; i < n; i++)
         for (int64_t at = 0; at < dim; at += 8)
@@ -112,23 +131,25 @@ template <class T> void attend_head(const Step &step, const Row &row, int64_t he
     const int64_t dim = step.dim, shared = step.heads / step.kv_heads;
     keep_new<T>(step, row, head);
     const Source<T> source = source_of<T>(step, row, head);
+    const T *next = source.keys + row.capacity * dim; // never read, only fetched: there may be none
     Query queries[GROUP];
     int n = 0;
     for (int64_t t = 0; t < row.length; t++)
         for (int64_t g = 0; g < shared; g++) {
-            const int64_t at = ((row.token + t) * step.heads + head * shared + g) * dim, place = row.context + t;
-            for (int64_t d = 0; d < dim; d++) step.out[at + d] = 0;
-            queries[n++] = {step.q + at, step.out + at, first_seen(step, place), place + 1, -INFINITY, 0.0f};
+            const int64_t at = row.token + t, own = (head * shared + g) * dim, place = row.context + t;
+            float *out = step.out + at * step.heads * dim + own;
+            std::memset(out, 0, sizeof(float) * dim);
+            queries[n++] = {step.q + at * step.q_apart + own, out, first_seen(step, place), place + 1, -INFINITY, 0.0f};
             if (n == GROUP) {
-                attend_group(queries, n, source, dim, step.scale);
+                attend_group(queries, n, source, next, dim, step.scale);
                 n = 0;
             }
         }
-    if (n) attend_group(queries, n, source, dim, step.scale);
+    if (n) attend_group(queries, n, source, next, dim, step.scale);
 }
 
 template <class T> void attend_rows(const Step &step, const Row *rows, int64_t n_rows, int threads) {
-    in_parallel(n_rows * step.kv_heads, 1, threads, [&](int64_t begin, int64_t end) {
+    in_parallel_parts(n_rows * step.kv_heads, 1, threads, [&](int64_t begin, int64_t end) {
         for (int64_t item = begin; item < end; item++)
             attend_head<T>(step, rows[item / step.kv_heads], item % step.kv_heads);
     });
@@ -136,12 +157,13 @@ template <class T> void attend_rows(const Step &step, const Row *rows, int64_t n
 
 } // namespace
 
-// Write the new keys and values of all sequences into their rows, and attend causally. q, k, v and out are contiguous
-// float32, dim is a multiple of 8; window 0: none. half: rows are binary16, not float32.
+// Write the new keys and values of all sequences into their rows, and attend causally. All is float32; tokens of q, and
+// of k and v, may lie apart, those of out do not. dim is a multiple of 8; window 0: none. half: rows are binary16.
 BH_EXPORT void bh_attend_few(const Row *rows, int64_t n_rows, const float *q, const float *k, const float *v,
-                             float *out, int64_t layer, int64_t heads, int64_t kv_heads, int64_t dim, int64_t window,
-                             int64_t half, int threads) {
-    const Step step{q, k, v, out, layer, heads, kv_heads, dim, window, 1.0f / std::sqrt(static_cast<float>(dim))};
+                             float *out, int64_t q_apart, int64_t kv_apart, int64_t layer, int64_t heads,
+                             int64_t kv_heads, int64_t dim, int64_t window, int64_t half, int threads) {
+    const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
+    const Step step{q, k, v, out, q_apart, kv_apart, layer, heads, kv_heads, dim, window, scale};
     if (half)
         attend_rows<Half>(step, rows, n_rows, threads);
     else

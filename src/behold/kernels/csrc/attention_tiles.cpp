@@ -15,7 +15,7 @@
 namespace {
 
 constexpr int CHUNK = 96;  // keys
-constexpr int BLOCK = 144; // queries; a multiple of each tile's
+constexpr int BLOCK = 252; // queries; a multiple of each tile's
 constexpr int MAX_DIM = 128;
 
 struct Queries {
@@ -25,8 +25,8 @@ struct Queries {
     int n;
 };
 
-// c[m][n] (+)= sum over i < k of a[m * AM + i * AK] * b[i * ldb + n], for MR rows and NR eights.
-template <int MR, int NR, int AM, int AK>
+// c[m][n] (+)= sum over i < k of a[m * LDA + i] * b[i * ldb + n], for MR rows and NR eights.
+template <int MR, int NR, int LDA>
 inline void multiply(const float *a, const float *b, int64_t ldb, int64_t k, float *c, int64_t ldc, bool add) {
     v8 sums[MR][NR];
     for (int m = 0; m < MR; m++)
@@ -36,7 +36,7 @@ inline void multiply(const float *a, const float *b, int64_t ldb, int64_t k, flo
         v8 right[NR];
         for (int n = 0; n < NR; n++) right[n] = load8(b + i * ldb + 8 * n);
         for (int m = 0; m < MR; m++) {
-            const v8 left = splat8(a[m * AM + i * AK]);
+            const v8 left = splat8(a[m * LDA + i]);
             for (int n = 0; n < NR; n++) sums[m][n] += left * right[n];
         }
     }
@@ -105,11 +105,11 @@ template <int MR, int NR>
 inline void gather(const float *weights, const float *values, int64_t length, int64_t dim, float *sums) {
     int64_t d = 0;
     for (; d + 8 * NR <= dim; d += 8 * NR)
-        multiply<MR, NR, CHUNK, 1>(weights, values + d, dim, length, sums + d, dim, true);
+        multiply<MR, NR, CHUNK>(weights, values + d, dim, length, sums + d, dim, true);
     if constexpr (NR > 2)
         for (; d + 16 <= dim; d += 16)
-            multiply<MR, 2, CHUNK, 1>(weights, values + d, dim, length, sums + d, dim, true);
-    for (; d < dim; d += 8) multiply<MR, 1, CHUNK, 1>(weights, values + d, dim, length, sums + d, dim, true);
+            multiply<MR, 2, CHUNK>(weights, values + d, dim, length, sums + d, dim, true);
+    for (; d < dim; d += 8) multiply<MR, 1, CHUNK>(weights, values + d, dim, length, sums + d, dim, true);
 }
 
 // MR x 8 NR: the tile, as large as there are registers for.
@@ -128,8 +128,8 @@ __attribute__((noinline)) void attend_block(const Queries &queries, const Source
         for (int m = 0; m < MR; m++) {
             const int row = tile * MR + m;
             const bool real = row < queries.n;
-            for (int64_t d = 0; d < dim; d++)
-                q[(tile * dim + d) * MR + m] = real ? queries.q[row][d] * factor : 0.0f;
+            for (int64_t d = 0; d < dim; d += 8)
+                store8(q + row * MAX_DIM + d, real ? load8(queries.q[row] + d) * splat8(factor) : splat8(0));
             running[row] = {splat8(0), -INFINITY};
             if (!real) continue;
             if (queries.first[row] < low[tile]) low[tile] = queries.first[row];
@@ -147,8 +147,8 @@ __attribute__((noinline)) void attend_block(const Queries &queries, const Source
             const int64_t seen = high[tile] - start < length ? high[tile] - start : length;
             if (low[tile] >= start + length) continue;
             for (int64_t key = 0; key < seen; key += WIDE)
-                multiply<MR, NR, 1, MR>(q + tile * dim * MR, keys + key * dim, WIDE, dim,
-                                        scores + tile * MR * CHUNK + key, CHUNK, false);
+                multiply<MR, NR, MAX_DIM>(q + tile * MR * MAX_DIM, keys + key * dim, WIDE, dim,
+                                          scores + tile * MR * CHUNK + key, CHUNK, false);
         }
         for (int tile = 0; tile < tiles; tile++) {
             const int64_t seen = high[tile] - start < length ? high[tile] - start : length;
@@ -165,8 +165,8 @@ __attribute__((noinline)) void attend_block(const Queries &queries, const Source
         }
     }
     for (int row = 0; row < queries.n; row++) {
-        const v8 total = splat8(sum8(running[row].total));
-        for (int64_t d = 0; d < dim; d += 8) store8(queries.out[row] + d, load8(sums + row * dim + d) / total);
+        const v8 share = splat8(1.0f / sum8(running[row].total));
+        for (int64_t d = 0; d < dim; d += 8) store8(queries.out[row] + d, load8(sums + row * dim + d) * share);
     }
 }
 
@@ -213,8 +213,8 @@ template <class T> void attend_part(const Step &step, const Row &row, int64_t he
     queries.n = static_cast<int>(all - start < BLOCK ? all - start : BLOCK);
     for (int i = 0; i < queries.n; i++) {
         const int64_t token = (start + i) / shared, place = row.context + token;
-        const int64_t at = ((row.token + token) * step.heads + head * shared + (start + i) % shared) * step.dim;
-        queries.q[i] = step.q + at, queries.out[i] = step.out + at;
+        const int64_t at = row.token + token, own = (head * shared + (start + i) % shared) * step.dim;
+        queries.q[i] = step.q + at * step.q_apart + own, queries.out[i] = step.out + at * step.heads * step.dim + own;
         queries.first[i] = first_seen(step, place), queries.last[i] = place + 1;
     }
     attend(queries, source_of<T>(step, row, head), step.dim, step.scale);
@@ -238,9 +238,10 @@ template <class T> void attend_rows(const Step &step, const Row *rows, int64_t n
 
 // As bh_attend_few, for many new tokens.
 BH_EXPORT void bh_attend_many(const Row *rows, int64_t n_rows, const float *q, const float *k, const float *v,
-                              float *out, int64_t layer, int64_t heads, int64_t kv_heads, int64_t dim, int64_t window,
-                              int64_t half, int threads) {
-    const Step step{q, k, v, out, layer, heads, kv_heads, dim, window, 1.0f / std::sqrt(static_cast<float>(dim))};
+                              float *out, int64_t q_apart, int64_t kv_apart, int64_t layer, int64_t heads,
+                              int64_t kv_heads, int64_t dim, int64_t window, int64_t half, int threads) {
+    const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
+    const Step step{q, k, v, out, q_apart, kv_apart, layer, heads, kv_heads, dim, window, scale};
     if (half)
         attend_rows<Half>(step, rows, n_rows, threads);
     else
