@@ -80,7 +80,7 @@ class ModelChoice(RunChoice):
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="What quantized weights may take on disk, such as 20GB; 0 keeps none. [default: 32GB]",
+            help="What quantized weights may take on disk, such as 20GB; 0 keeps none. \\[default: 32GB]",
             show_default=False,
             rich_help_panel=_MODEL,
         ),
@@ -114,9 +114,9 @@ def _number(help: str, *names: str) -> Any:  # noqa: ANN401 - as typer names it;
 class SamplingChoice:
     """How answers are chosen; the names of `SamplingOptions`."""
 
-    max_new_tokens: Annotated[int | None, _number("Tokens of an answer at most. [default: 256]")] = None
+    max_new_tokens: Annotated[int | None, _number("Tokens of an answer at most. \\[default: 256]")] = None
     temperature: Annotated[
-        float | None, _number("0: the likeliest token each time; above: sample. [default: 0]", "--temperature", "-t")
+        float | None, _number("0: the likeliest token each time; above: sample. \\[default: 0]", "--temperature", "-t")
     ] = None
     top_p: Annotated[float | None, _number("Sample from the likeliest tokens of this total probability.")] = None
     top_k: Annotated[int | None, _number("Sample from this many likeliest tokens.")] = None
@@ -129,7 +129,7 @@ class SamplingChoice:
     num_beams: Annotated[int | None, _number("Beam search over this many beams; the answer comes at once.")] = None
     loop_stop: Annotated[
         bool | None,
-        _number("End an answer that only repeats itself. [default: on]", "--loop-stop/--no-loop-stop"),
+        _number("End an answer that only repeats itself. \\[default: on]", "--loop-stop/--no-loop-stop"),
     ] = None
 
     def keywords(self) -> SamplingOptions:

@@ -48,7 +48,7 @@ class ServerChoice:
         False
     )
     served_model_name: Annotated[
-        str | None, _door("The model's id in the API. [default: as it was loaded]", show_default=False)
+        str | None, _door("The model's id in the API. \\[default: as it was loaded]", show_default=False)
     ] = None
     max_body_mib: Annotated[int, _limit("Size of a request.", min=1)] = 48
     max_waiting: Annotated[int, _limit("Requests that wait for their turn; one more gets 429.", min=1)] = 256

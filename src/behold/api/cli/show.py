@@ -34,7 +34,7 @@ def show(
     ] = "auto",
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Where to draw. [default: NAME-seen.png, here]"),
+        typer.Option("--output", "-o", metavar="FILE", help="Where to draw. \\[default: NAME-seen.png, here]"),
     ] = None,
     json: JsonOption = False,
     debug: DebugOption = False,
