@@ -393,11 +393,3 @@ def test_nobody_reading_is_no_error_worth_a_word(model: str) -> None:
         err = process.stderr.read()
         assert process.wait() == 141
     assert err == b""
-
-
-@pytest.mark.parametrize(("command", "said"), [("show", "[default: NAME-seen.png, here]"), ("ask", "[default: 32GB]")])
-def test_help_shows_defaults_in_brackets(command: str, said: str, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To Rich, which draws it, brackets are markup unless they are escaped."""
-    monkeypatch.setenv("COLUMNS", "300")
-    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 300)
-    assert said in run(command, "--help")[1]

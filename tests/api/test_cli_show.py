@@ -183,3 +183,13 @@ def test_models_without_any(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
 )
 def test_sizes_are_short(n_bytes: float, text: str) -> None:
     assert size_text(int(n_bytes)) == text
+
+
+@pytest.mark.parametrize(("command", "said"), [("show", "[default: NAME-seen.png, here]"), ("ask", "[default: 32GB]")])
+def test_help_shows_defaults_in_brackets(
+    command: str, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To Rich, which draws it, brackets are markup unless they are escaped."""
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 300)
+    assert said in run(capsys, command, "--help")[1]

@@ -18,8 +18,8 @@ class MediaPolicy:
     allow_urls, allow_paths: whether http(s) addresses are fetched, and files of this machine are read.
     public_only: fetch from the public internet only, as chat.public says: for callers who act for strangers.
     jpeg_side: decode a JPEG at a half, a quarter or an eighth of its size, as long as both sides keep this many pixels:
-        about two thirds of the time for a large photograph. Each pixel is then the mean of a block, and what is made of them
-        differs a little from what all pixels give. None decodes every pixel.
+        about two thirds of the time for a large photograph. Each pixel is then the mean of a block, and what is made of
+        them differs a little from what all pixels give. None decodes every pixel.
     """
 
     max_bytes: int = 128 * 2**20
