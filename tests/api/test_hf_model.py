@@ -153,7 +153,6 @@ def test_refused_when_loaded(options: dict[str, Any], message: str) -> None:
         (lambda: BitsAndBytesConfig(load_in_8bit=True, load_in_4bit=True), "choose one"),
         (lambda: BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="int4"), "bnb_4bit_quant_type"),
         (lambda: BitsAndBytesConfig(load_in_8bit=True, llm_int8_enable_fp32_cpu_offload=True), "offload"),
-        (lambda: QuantoConfig(weights="float8").scheme, "float8"),
         (lambda: QuantoConfig(weights="int2").scheme, "int2"),
     ],
 )

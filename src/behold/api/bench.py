@@ -65,10 +65,10 @@ class Figures:
 
 
 def schemes() -> tuple[str | None, ...]:
-    """Every way to hold the weights: as they are, and the names of what `quantize` takes."""
+    """Every way to hold the weights that is of use anywhere: as they are, and names of what `quantize` takes."""
     from behold.quant.schemes import SCHEMES
 
-    return (None, *SCHEMES)
+    return (None, *(name for name, scheme in SCHEMES.items() if not scheme.for_gpus))
 
 
 def built_in_picture() -> Image:

@@ -61,7 +61,7 @@ def measure(model: VisionLanguageModel, processor: Processor, files: CheckpointF
         WeightsError: the checkpoint's files are no longer what they were.
     """
     if not model.quantized_layers:
-        raise OptionError('The model is not quantized: load it with quantize="int8" or quantize="int4".')
+        raise OptionError('The model is not quantized: load it with quantize="int8", "int4" or "float8".')
     with watching(model, model.quantized_layers) as watch:
         _run(model, processor)
     return QuantizationReport(tuple(watch.errors(model.quantized_layers, full_weights(model, files))))

@@ -46,7 +46,8 @@ def load(
 
     "auto" picks what is fast and right on this machine. `offline=True` uses what is cached and never the network.
 
-    quantize: "int8" or "int4" makes the weights smaller; they are kept on disk, and the next load takes no time.
+    quantize: "int8", "int4" or, on a GPU, "float8" makes the weights smaller; they are kept on disk, and the next load
+        takes no time.
     cache_limit: what all such weights may take there, in bytes or as "20 GB"; 0 keeps none. None is the variable
         BEHOLD_CACHE_LIMIT, or 32 GB.
 

@@ -58,7 +58,7 @@ def load_model(
     Raises:
         UnsupportedModelError: the model_type or a config value is not supported.
         WeightsError: missing, unexpected, wrongly shaped or unsafe weights.
-        OptionError: no such quantization or attention.
+        OptionError: no such quantization, none for this device, or no such attention.
     """
     if attention not in ATTENTIONS:
         raise OptionError(f"attention={attention!r} is not known. Use one of {', '.join(ATTENTIONS)}.")
@@ -69,7 +69,8 @@ def load_model(
     tensors = stored_tensors(files.folder)
     model, shelf = None, None
     if quantize is not None:
-        find_scheme(quantize)
+        if find_scheme(quantize).for_gpus and device.type not in ("cpu", "cuda"):
+            raise OptionError(f"quantize={quantize!r} needs a CUDA device; use int8 or int4 on {device.type!r}.")
         paths, name = {tensor.path for tensor in tensors.values()}, _name(files.folder)
         shelf = Shelf(paths, files.config, name=name, scheme=quantize, dtype=dtype, limit=cache_limit)
         model = _kept_model(shelf, family, config)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from behold.quant.float8 import Float8Linear
 from behold.quant.linear import Int4Linear, Int8Linear, QuantizedEmbedding, QuantizedLinear
 from behold.quant.schemes import FULL, GATES, SAFER, Layer, find_scheme
 
-_LINEARS: dict[str, type[QuantizedLinear]] = {"int8": Int8Linear, "int4": Int4Linear}
-_EIGHT_BIT = ("lm_head", "embed_tokens")  # of the decoder, whatever the scheme
+_LINEARS: dict[str, type[QuantizedLinear]] = {"int8": Int8Linear, "int4": Int4Linear, "float8": Float8Linear}
 _PROBE_ROWS = 8
 _PIECE = 1 << 22  # weights that are widened at a time
 
@@ -58,8 +58,10 @@ class Quantizer:
                 isinstance(module, nn.Embedding) and is_text and last == "embed_tokens"
             )
             if wanted and not name.endswith(skip or "\n"):
-                in_text = "int8" if last in _EIGHT_BIT else chosen.decoder
-                self._asked[name] = in_text if is_text else chosen.elsewhere
+                in_text = {"lm_head": chosen.head, "embed_tokens": chosen.table}.get(last, chosen.decoder)
+                asked = in_text if is_text else chosen.elsewhere
+                if asked != FULL:
+                    self._asked[name] = asked
 
     def takes(self, name: str) -> bool:
         """Whether the submodule of this name is replaced, so that its weight may come in any type."""

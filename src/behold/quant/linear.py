@@ -37,7 +37,8 @@ AT_ONCE = 1 << 22  # weights that are rounded at a time: what is needed beside t
 class QuantizedLinear(nn.Module, ABC):
     """A replacement for nn.Linear, not differentiable. Its buffers are its state; `bias` may be None.
 
-    weight: the rounded weights, packed. scale: (out,) float32. sums: (out,) int32, of each output's integer weights.
+    weight: the rounded weights, packed. scale: (out,) float32. sums: (out,) int32, of each output's integer weights
+    (float8 has none).
     """
 
     scheme: ClassVar[str]

@@ -14,24 +14,30 @@ FULL = "full"  # what a layer is called that stays as it is
 class Scheme:
     """decoder, elsewhere: how the decoder's layers, and those of vision tower and connector, are stored.
 
-    The embedding table and the head always are int8: they decide between close candidates, and are read once a token.
+    head, table: how the head and the embedding table are, which, where they are tied, is one table. With integers they
+    have 8 bits always: they decide between close candidates, and are read once a token. for_gpus: on a CPU it works,
+    and is slower than full weights.
     """
 
     name: str
     decoder: str
     elsewhere: str
+    head: str = "int8"
+    table: str = "int8"
+    for_gpus: bool = False
 
 
 SCHEMES: dict[str, Scheme] = {
     "int8": Scheme("int8", decoder="int8", elsewhere="int8"),
     "int4": Scheme("int4", decoder="int4", elsewhere="int8"),
+    "float8": Scheme("float8", decoder="float8", elsewhere="float8", head="float8", table=FULL, for_gpus=True),
 }
 
 # The largest relative error of a layer's output, from the rounding of its weights alone, that is let pass, and what is
-# tried beyond it. Gaussian weights come to 0.8 % and 8 %: a layer beyond its gate has a few weights so large that the
-# rest are lost.
-GATES: dict[str, float] = {"int8": 0.02, "int4": 0.12}
-SAFER: dict[str, str] = {"int4": "int8", "int8": FULL}
+# tried beyond it. Gaussian weights come to 0.8 %, 8 % and 2.6 %: a layer beyond its gate has a few weights so large
+# that the rest are lost.
+GATES: dict[str, float] = {"int8": 0.02, "int4": 0.12, "float8": 0.04}
+SAFER: dict[str, str] = {"int4": "int8", "int8": FULL, "float8": FULL}
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,12 @@ class ModelChoice(RunChoice):
 
     quantize: Annotated[
         str | None,
-        typer.Option("--quantize", metavar="SCHEME", help="Smaller weights: int8 or int4.", rich_help_panel=_MODEL),
+        typer.Option(
+            "--quantize",
+            metavar="SCHEME",
+            help="Smaller weights: int8, int4, or float8 on a GPU.",
+            rich_help_panel=_MODEL,
+        ),
     ] = None
     cache_limit: Annotated[
         str | None,

@@ -15,7 +15,7 @@ from behold.quant.schemes import SCHEMES
 
 @dataclass(frozen=True)
 class QuantoConfig:
-    """`QuantoConfig(weights="int8")` or `"int4"`: weights stored as integers of 8 or 4 bits.
+    """`QuantoConfig(weights="int8")`, `"int4"` or `"float8"`: weights stored in 8 or 4 bits.
 
     Raises:
         OptionError: `weights`, `activations` or `modules_to_not_convert` ask for what behold does not have.
@@ -116,7 +116,7 @@ def _fields_of(kind: type, config: Mapping[Any, Any]) -> dict[str, Any]:
 
 def _known(scheme: str, given: str) -> str:
     if scheme not in SCHEMES:
-        raise OptionError(f"{given} is not supported yet; integer weights are: QuantoConfig(weights='int8') or 'int4'.")
+        raise OptionError(f"{given} is not supported. Supported weights: {', '.join(SCHEMES)}.")
     return scheme
 
 
