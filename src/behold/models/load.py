@@ -20,7 +20,7 @@ from behold.checkpoint.weights import (
     stored_dtype,
     stored_tensors,
 )
-from behold.device import give_back_memory
+from behold.device import give_back_memory, use_threads
 from behold.errors import OptionError
 from behold.kernels import native
 from behold.models.registry import find_family
@@ -58,12 +58,13 @@ def load_model(
     Raises:
         UnsupportedModelError: the model_type or a config value is not supported.
         WeightsError: missing, unexpected, wrongly shaped or unsafe weights.
-        OptionError: no such quantization, none for this device, or no such attention.
+        OptionError: no such quantization, none for this device, no such attention, or no such number of threads.
     """
     if attention not in ATTENTIONS:
         raise OptionError(f"attention={attention!r} is not known. Use one of {', '.join(ATTENTIONS)}.")
     if device.type == "cpu":
         native.say_what_is_missing()
+        use_threads()
     family = find_family(files.config)
     config = family.read_config(files.config)
     tensors = stored_tensors(files.folder)

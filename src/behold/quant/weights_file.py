@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +26,7 @@ from behold.quant import cache
 
 ALIGNMENT = 64
 _PAD = "pad."
+_READ_AHEAD = 1 << 23  # bytes to ask for at a time, in order
 _SPARE_BYTES = 10**9  # of the disk that are left to others
 
 
@@ -137,7 +139,8 @@ class WeightsFile:
 def map_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     """(what the file says of itself, its tensors as views of the mapped file); None where it is not whole or not ours.
 
-    The mapping is private: writing to a tensor never reaches the file.
+    The mapping is private: writing to a tensor never reaches the file. What of it is not in memory is read from now on,
+    beside whatever comes next: the decoder of a large model is wanted only after its tower has looked at a picture.
     """
     try:
         about = cache.read_metadata(path)
@@ -149,7 +152,19 @@ def map_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     except (OSError, RuntimeError, WeightsError):
         return None
     whole = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    return (about, whole) if len(whole) == len(tensors) else None
+    if len(whole) < len(tensors):
+        return None
+    threading.Thread(target=_read_ahead, args=(path,), name="behold-read-ahead", daemon=True).start()
+    return about, whole
+
+
+def _read_ahead(path: Path) -> None:
+    """Has the system read a file into its cache, where systems can be asked to."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    with suppress(OSError), path.open("rb", buffering=0) as file:
+        for start in range(0, path.stat().st_size, _READ_AHEAD):
+            os.posix_fadvise(file.fileno(), start, _READ_AHEAD, os.POSIX_FADV_WILLNEED)
 
 
 def _sync_folder(folder: Path) -> None:
