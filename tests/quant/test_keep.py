@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +15,8 @@ from behold.models import load as loading
 from behold.models.base import VisionLanguageModel
 from behold.models.load import load_model
 from behold.quant import cache
+from behold.quant.weights_file import Pages
+from behold.types import ImageInput
 from tests import toys
 from tests.quant.test_apply import logits
 
@@ -49,6 +53,25 @@ def test_the_second_load_reads_what_the_first_one_kept(name: str, scheme: str, m
     assert not second.training and not any(p.requires_grad or p.is_meta for p in second.parameters())
     (entry,) = cache.entries()
     assert (entry.name, entry.scheme, entry.dtype) == (str(toys.checkpoint(name)), scheme, "float32")
+
+
+def test_a_tower_gives_its_memory_back_after_each_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = toys.checkpoint("llava-siglip-qwen2")
+    first, second = load(checkpoint), load(checkpoint)
+    through: list[Pages] = []
+
+    def note(pages: Pages) -> None:
+        through.append(pages)
+
+    monkeypatch.setattr(Pages, "__call__", note)
+    side = second.config.vision.image_size
+    picture = ImageInput(np.random.default_rng(0).random((3, side, side), np.float32), 1, "digest")
+    (seen,) = first.encode_images([picture])
+    assert not through, "its weights are in no file"
+    assert torch.equal(second.encode_images([picture])[0], seen)
+    assert len(through) == len(set(map(id, through))) > 0
+    through.clear()
+    assert torch.equal(copy.deepcopy(second).encode_images([picture])[0], seen) and not through
 
 
 def test_what_is_kept_is_of_one_type(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import torch
 from safetensors import safe_open
 
 from behold.quant import cache, weights_file
-from behold.quant.weights_file import ALIGNMENT, WeightsFile, map_file
+from behold.quant.weights_file import ALIGNMENT, Mapped, Pages, WeightsFile, map_file
 
 ABOUT = {"name": "org/model", "scheme": "int8", "dtype": "float32", "layers": []}
 TENSORS = {
@@ -44,7 +45,7 @@ def test_what_was_written_comes_back() -> None:
     write().finish(ABOUT)
     found = map_file(cache.path_of("key"))
     assert found is not None
-    about, tensors = found
+    about, tensors, _ = found
     assert about == ABOUT and set(tensors) == set(TENSORS)
     for name, tensor in TENSORS.items():
         assert torch.equal(tensors[name], tensor) and tensors[name].dtype == tensor.dtype
@@ -64,6 +65,46 @@ def test_writing_to_a_tensor_does_not_change_the_file() -> None:
     assert first is not None and second is not None
     first[1]["a.scale"].fill_(9.0)
     assert torch.equal(second[1]["a.scale"], TENSORS["a.scale"])
+
+
+def mapped(weights: torch.Tensor) -> Mapped:
+    file = WeightsFile("key", limit=10**9, n_tensors=2)
+    file.add("weight", weights), file.add("scale", torch.ones(1000))
+    file.finish(ABOUT)
+    found = map_file(cache.path_of("key"))
+    assert found is not None
+    return found
+
+
+def resident_bytes(tensor: torch.Tensor) -> int:
+    """Of the mapping that a tensor lies in."""
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    for line in lines:
+        first, dash, rest = line.partition(" ")[0].partition("-")
+        if dash and int(first, 16) <= tensor.data_ptr() < int(rest, 16):
+            return next(int(line.split()[1]) for line in lines if line.startswith("Rss:")) << 10
+    raise AssertionError("it is not mapped")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there pages are given back")
+def test_pages_are_given_back_and_read_again() -> None:
+    weights = torch.arange(1 << 20, dtype=torch.int32).view(torch.uint8)
+    file = mapped(weights)
+    mine, scale = file.tensors["weight"], file.tensors["scale"]
+    pages = Pages(file.mapping, [mine, scale, torch.zeros(1 << 20, dtype=torch.int8)])
+    assert torch.equal(mine, weights) and resident_bytes(mine) >= weights.nbytes
+    pages()
+    assert resident_bytes(mine) < weights.nbytes // 8
+    assert torch.equal(mine, weights) and torch.equal(scale, torch.ones(1000))
+    assert copy.deepcopy(pages) is None
+
+
+def test_what_somebody_wrote_is_not_given_back() -> None:
+    file = mapped(torch.zeros(1 << 16, dtype=torch.int8))
+    pages = Pages(file.mapping, [file.tensors["weight"]])
+    file.tensors["weight"][50_000:] = 7
+    pages()
+    assert file.tensors["weight"].sum() == 7 * ((1 << 16) - 50_000)
 
 
 @pytest.mark.parametrize("part", [0.0, 0.001, 0.5, 0.999])

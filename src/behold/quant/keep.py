@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from behold.device import give_back_memory
+from behold.nn.seldom import Seldom
 from behold.quant import cache
 from behold.quant.apply import Quantizer, restore, tensors_of
 from behold.quant.schemes import Layer
-from behold.quant.weights_file import WeightsFile, map_file
+from behold.quant.weights_file import Mapped, Pages, WeightsFile, map_file
 
 _TRIM_BYTES = 1 << 28  # of finished weights: the heap of what was needed for them grows by as much again, and more
 _TENSORS_A_MODULE = 8  # at most, pads included
@@ -55,7 +56,7 @@ class Shelf:
         if found is None:
             return None
         cache.mark_used(path)
-        return Kept(*found, dtype=self._dtype)
+        return Kept(found, dtype=self._dtype)
 
     def writer(self, n_modules: int) -> WeightsFile | None:
         """To put weights there; None where nothing is kept."""
@@ -71,17 +72,22 @@ class Shelf:
 class Kept:
     """A file from the cache. untied: the checkpoint has a head of its own, whatever its config says."""
 
-    def __init__(self, about: dict[str, Any], tensors: dict[str, Tensor], *, dtype: torch.dtype) -> None:
-        self._about, self._tensors, self._dtype = about, tensors, dtype
-        self.untied = bool(about.get("untied"))
+    def __init__(self, file: Mapped, *, dtype: torch.dtype) -> None:
+        self._file, self._dtype = file, dtype
+        self.untied = bool(file.about.get("untied"))
 
     def fill(self, model: nn.Module) -> tuple[Layer, ...] | None:
         """Fills a model on the meta device; None where the file does not fit it."""
         try:
-            layers = tuple(Layer.read(record) for record in self._about["layers"])
+            layers = tuple(Layer.read(record) for record in self._file.about["layers"])
         except (KeyError, TypeError):
             return None
-        return layers if restore(model, layers, self._tensors, self._dtype) else None
+        if not restore(model, layers, self._file.tensors, self._dtype):
+            return None
+        for module in model.modules():
+            if isinstance(module, Seldom):
+                module.when_through = Pages(self._file.mapping, module.buffers())
+        return layers
 
 
 class Keeper:

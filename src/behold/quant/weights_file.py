@@ -3,19 +3,26 @@
 A safetensors file whose header is written last, into room that was left for it. It is written under another name and
 renamed when all of it is on the disk, so that a file with its final name is whole, whenever the power fails. Tensors
 begin at multiples of 64 bytes; "pad.N" tensors fill the gaps, as the format allows none.
+
+What is mapped and was read counts as the process's memory until somebody else wants it. Of blocks that are wanted once
+for a picture it is given back at once: the system still has it in its cache of files, and maps it anew in no time.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
+import mmap
 import os
 import shutil
+import sys
 import tempfile
 import threading
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -136,8 +143,64 @@ class WeightsFile:
             self._temporary = None
 
 
-def map_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-    """(what the file says of itself, its tensors as views of the mapped file); None where it is not whole or not ours.
+class Mapped(NamedTuple):
+    """What a file says of itself, its tensors as views of the mapped file, and all of that, (bytes,) uint8."""
+
+    about: dict[str, Any]
+    tensors: dict[str, Tensor]
+    mapping: Tensor
+
+
+class Pages:
+    """Called, it gives the memory of some tensors of a mapped file back; they are read anew when they are next used.
+
+    Only packed weights, and only while nothing wrote to any tensor of the file: what was written would be lost, and who
+    wants to change a model changes norms and biases. A copy is None, as it would speak of the original's tensors.
+    """
+
+    __slots__ = ("_give_back", "_mapping", "_ranges")
+
+    def __init__(self, mapping: Tensor, tensors: Iterable[Tensor]) -> None:
+        """mapping: of the whole file. tensors: those that do not lie in it are left alone."""
+        self._mapping = mapping
+        self._ranges = [] if mapping.is_inference() else [*_whole_pages(mapping, tensors)]
+        self._give_back = _madvise() if self._ranges else None
+
+    def __call__(self) -> None:
+        if self._give_back is not None and not self._mapping._version:
+            for start, n_bytes in self._ranges:
+                self._give_back(start, n_bytes, mmap.MADV_DONTNEED)
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return _nothing, ()
+
+
+def _whole_pages(mapping: Tensor, tensors: Iterable[Tensor]) -> Iterator[tuple[int, int]]:
+    """(address, bytes) of the pages that nothing else of the file shares."""
+    first, last = mapping.data_ptr(), mapping.data_ptr() + mapping.nbytes
+    for tensor in tensors:
+        start, stop = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
+        if tensor.is_cpu and not tensor.is_floating_point() and first <= start and stop <= last:
+            start, stop = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE
+            if start < stop:
+                yield start, stop - start
+
+
+def _madvise() -> Callable[[int, int, int], int] | None:
+    """The system's call, where its advice means that private pages are read from the file again: on Linux."""
+    if sys.platform != "linux":
+        return None
+    call = ctypes.CDLL(None).madvise
+    call.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return call
+
+
+def _nothing() -> None:
+    return None
+
+
+def map_file(path: Path) -> Mapped | None:
+    """A file's tensors; None where it is not whole or not ours.
 
     The mapping is private: writing to a tensor never reaches the file. What of it is not in memory is read from now on,
     beside whatever comes next: the decoder of a large model is wanted only after its tower has looked at a picture.
@@ -155,7 +218,7 @@ def map_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     if len(whole) < len(tensors):
         return None
     threading.Thread(target=_read_ahead, args=(path,), name="behold-read-ahead", daemon=True).start()
-    return about, whole
+    return Mapped(about, whole, mapping)
 
 
 def _read_ahead(path: Path) -> None:

@@ -17,6 +17,7 @@ from behold.nn.attention import attend_all
 from behold.nn.embedding import embedding
 from behold.nn.linear import Linear
 from behold.nn.mlp import MLP
+from behold.nn.seldom import Seldom
 
 if TYPE_CHECKING:
     from behold.models.config import VisionConfig
@@ -88,7 +89,7 @@ class SelfAttention(nn.Module):
         return torch.cat(done, dim=1)
 
 
-class EncoderLayer(nn.Module):
+class EncoderLayer(Seldom):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, config: VisionConfig) -> None:
@@ -107,6 +108,7 @@ class EncoderLayer(nn.Module):
         for normed, plain in zip(rows, x.flatten(0, 1).tensor_split(pieces), strict=True):
             done.append(self.mlp(normed, plain))
             yield
+        self.through()
         return torch.cat(done).view_as(x)
 
 
