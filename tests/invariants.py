@@ -52,12 +52,18 @@ class Subject:
 
     @property
     def expected(self) -> list[tuple[int, ...]]:
-        """The ids each prompt is answered with, by `uncached`."""
-        if not self._expected:
+        """The ids each prompt is answered with: by `uncached`; of a quantized model by an engine given no other.
+
+        There the two ways may part where two tokens are all but equally likely: the kernel for one new token adds up
+        in another order than that for many, which tips a rounded input now and then.
+        """
+        if not self._expected and self.model.quantized:
+            self._expected = [self.engine().complete([request])[0].ids for request in self.requests]
+        elif not self._expected:
             self._expected = [
                 uncached(self.model, prompt, NEW_TOKENS, self.processor.eos_token_ids) for prompt in self.prompts
             ]
-            assert len(set(self._expected)) > 1, "equal answers to everything would prove nothing"
+        assert len(set(self._expected)) > 1, "equal answers to everything would prove nothing"
         return self._expected
 
     @property
@@ -99,14 +105,14 @@ def uncached(model: VisionLanguageModel, prompt: Prompt, n_new: int, eos: frozen
     """Greedy by definition: a pass over prompt and answer for every token, pictures encoded one by one."""
     answer: list[int] = []
     while len(answer) < n_new and not (answer and answer[-1] in eos):
-        hidden = _hidden(model, prompt, [*prompt.ids, *answer])
+        hidden = states(model, prompt, answer)
         answer.append(int(model.logits(hidden[-1:])[0].argmax()))
     return tuple(answer)
 
 
-def _hidden(model: VisionLanguageModel, prompt: Prompt, ids: Sequence[int]) -> torch.Tensor:
-    """(T, D) what the decoder makes of ids (T,) that begin with the prompt's, pictures encoded one by one."""
-    rows = at = None
+def states(model: VisionLanguageModel, prompt: Prompt, behind: Sequence[int] = ()) -> torch.Tensor:
+    """(T, D) what the decoder makes of a prompt and ids behind it, pictures encoded one by one."""
+    ids, rows, at = [*prompt.ids, *behind], None, None
     if prompt.spans:
         pictures = [model.encode_images([image])[0] for image in prompt.images]
         rows = torch.cat([pictures[span.image] for span in prompt.spans])
@@ -120,8 +126,7 @@ def _hidden(model: VisionLanguageModel, prompt: Prompt, ids: Sequence[int]) -> t
 @torch.inference_mode()
 def logprobs_uncached(model: VisionLanguageModel, prompt: Prompt, text: Sequence[int]) -> list[float]:
     """The log probability of each id of a text behind a prompt, from one pass over both."""
-    ids = [*prompt.ids, *text]
-    hidden = _hidden(model, prompt, ids)
+    hidden = states(model, prompt, text)
     logprobs = model.logits(hidden[len(prompt.ids) - 1 : -1]).float().log_softmax(-1)
     return [float(row[token]) for row, token in zip(logprobs, text, strict=True)]
 
@@ -137,6 +142,12 @@ def cached_equals_uncached(subject: Subject) -> None:
     engine.check()
 
 
+def cached_is_as_likely_as_uncached(subject: Subject) -> None:
+    """Of a quantized model: each token of an answer is the definition's next one, or one all but as likely."""
+    for prompt, answer in zip(subject.prompts, subject.expected, strict=True):
+        assert _likely(subject.model, prompt, answer)
+
+
 def batched_equals_alone(subject: Subject) -> None:
     """Requests of all lengths at once, text-only ones among those with pictures, in fewer rows than requests too."""
     for rows in (len(subject.prompts), 2):
@@ -148,15 +159,17 @@ def batched_equals_alone(subject: Subject) -> None:
 def narrow_rows_equal_alone(subject: Subject) -> None:
     """Keys and values of 16 bits: batched and in pieces as one by one. Another rounding, so not always `uncached`'s."""
     alone = [subject.engine(kv_dtype="float16").complete([request])[0].ids for request in subject.requests]
-    for options in ({}, {"max_rows": 2}, {"max_step_tokens": 17}):
+    for options in ({}, {"max_rows": 2}):
         assert _ids(subject.engine(kv_dtype="float16", **options).complete(subject.requests)) == alone
+    pieces = subject.engine(kv_dtype="float16", max_step_tokens=17)
+    _check_answers(subject, pieces.complete(subject.requests), alone)
 
 
 def chunked_equals_whole(subject: Subject) -> None:
     """Prompts read in pieces that cut through pictures."""
     for budget in (3, 17):
         engine = subject.engine(max_step_tokens=budget)
-        assert _ids(engine.complete(subject.requests)) == subject.expected
+        _check_answers(subject, engine.complete(subject.requests))
 
 
 def pictures_cached_equal_uncached(subject: Subject) -> None:
@@ -181,7 +194,7 @@ def beginnings_shared_equal_alone(subject: Subject) -> None:
     engine, small = subject.engine(), subject.engine(prefix_cache_bytes=1 << 16, max_rows=2, max_step_tokens=16)
     for each in (engine, small):
         for _ in range(2):
-            assert _ids(each.complete(subject.requests)) == subject.expected
+            _check_answers(subject, each.complete(subject.requests))
         each.check()
     again = engine.complete(subject.requests)
     assert all(c.usage.cached_tokens == c.usage.prompt_tokens - 1 for c in again), "all but the last token is kept"
@@ -341,12 +354,31 @@ ALL: tuple[Callable[[Subject], None], ...] = (
 
 # what a scale for a whole batch, or for whatever was read together, would break
 QUANTIZED: tuple[Callable[[Subject], None], ...] = (
-    cached_equals_uncached,
+    cached_is_as_likely_as_uncached,
     batched_equals_alone,
+)
+QUANTIZED_ONCE: tuple[Callable[[Subject], None], ...] = (
     chunked_equals_whole,
     beginnings_shared_equal_alone,
     narrow_rows_equal_alone,
+    streamed_equals_whole,
 )
+
+
+def _check_answers(
+    subject: Subject, found: Sequence[Completion], expected: Sequence[tuple[int, ...]] | None = None
+) -> None:
+    """They are as expected; a quantized model's may part from that where another token was all but as likely."""
+    for prompt, ids, wanted in zip(subject.prompts, _ids(found), expected or subject.expected, strict=True):
+        assert ids == wanted or (subject.model.quantized and _likely(subject.model, prompt, ids))
+
+
+@torch.inference_mode()
+def _likely(model: VisionLanguageModel, prompt: Prompt, answer: Sequence[int]) -> bool:
+    """Whether each token of an answer is the likeliest there by definition, but for a rounded input that tipped."""
+    logits = model.logits(states(model, prompt, answer)[len(prompt.ids) - 1 : -1])
+    behind = logits.amax(-1) - logits[torch.arange(len(answer)), list(answer)]
+    return float(behind.max()) <= 0.03 * float(logits.std())
 
 
 def _ids(completions: Sequence[Completion]) -> list[tuple[int, ...]]:

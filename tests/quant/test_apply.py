@@ -1,4 +1,4 @@
-"""Whole models in int8 and int4: what is replaced, what stays, and how close the answers are."""
+"""Whole models in int8 and int4: how layers are replaced, and the gate that each has to pass."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from behold.models.load import load_model
 from behold.nn.attention import AttentionPlan, PlainCache
 from behold.quant import apply
 from behold.quant.apply import full_product, probe_error, quantize_, relative_error, round_layer
-from behold.quant.linear import Int4Linear, Int8Linear, QuantizedEmbedding, QuantizedLinear
+from behold.quant.linear import Int8Linear, QuantizedLinear
 from behold.quant.schemes import FULL, SCHEMES, find_scheme
 from tests import toys
 
@@ -41,32 +41,6 @@ def logits(model: VisionLanguageModel) -> torch.Tensor:
     return model.logits(model.hidden(model.embed(ids), torch.arange(20), view))
 
 
-@pytest.mark.parametrize("scheme", BOTH)
-@pytest.mark.parametrize("name", TOYS)
-def test_every_linear_layer_and_the_table_are_replaced(name: str, scheme: str) -> None:
-    model = loaded(name, scheme)
-    left = [key for key, module in model.named_modules() if isinstance(module, nn.Linear)]
-    assert not left
-    decoder = {id(module) for module in model.decoder.layers.modules()}
-    four_bit = {id(module) for module in model.modules() if isinstance(module, Int4Linear)}
-    assert four_bit <= decoder and bool(four_bit) == (scheme == "int4")
-    assert isinstance(model.decoder.embed_tokens, QuantizedEmbedding)
-    assert model.decoder.lm_head is None or isinstance(model.decoder.lm_head, Int8Linear)
-    parts = {layer.name.split(".")[0] for layer in model.quantized_layers}
-    assert len(parts) == 3, "tower, connector and decoder"
-    stays = {type(module).__name__ for module in model.modules() if [*module.parameters(recurse=False)]}
-    assert not stays & {"Linear", "QuantizedEmbedding"} and {"PatchEmbedding", "Embedding", "RMSNorm"} <= stays
-
-
-@pytest.mark.parametrize(("scheme", "least"), [("int8", 0.998), ("int4", 0.9)])
-@pytest.mark.parametrize("name", TOYS)
-def test_answers_of_toys_stay_close(name: str, scheme: str, least: float) -> None:
-    """Toys have large weights, so that their answers differ: each layer's error is carried on undamped."""
-    full, small = logits(loaded(name)), logits(loaded(name, scheme))
-    assert float(torch.cosine_similarity(full.flatten(), small.flatten(), dim=0)) >= least
-    assert not torch.equal(full, small)
-
-
 def twin_and_answer(tied: bool) -> tuple[Decoder, Callable[[], torch.Tensor]]:
     """A decoder of four layers, 256 wide, with the weights that torch gives to new layers, and its logits of 64."""
     sizes = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4, "num_attention_heads": 4}
@@ -80,22 +54,13 @@ def twin_and_answer(tied: bool) -> tuple[Decoder, Callable[[], torch.Tensor]]:
     return twin, lambda: twin.logits(twin(twin.embed_tokens(ids), torch.arange(64), PlainCache(plan)))
 
 
-@pytest.mark.parametrize(("scheme", "least"), [("int8", 0.999), ("int4", 0.99)])
-@pytest.mark.parametrize("tied", [True, False])
-@torch.inference_mode()
-def test_answers_of_a_random_twin_stay_close(scheme: str, least: float, tied: bool) -> None:
-    twin, answer = twin_and_answer(tied)
-    full = answer()
-    quantize_(twin, scheme)
-    assert float(torch.cosine_similarity(full, answer(), dim=-1).min()) >= least
-
-
 @pytest.mark.parametrize("scheme", BOTH)
 @pytest.mark.parametrize("name", TOYS)
 def test_quantising_while_loading_is_quantising_afterwards(name: str, scheme: str) -> None:
     model = load(name)
     layers = quantize_(model, scheme, decoder=model.decoder)
     assert torch.equal(logits(model), logits(loaded(name, scheme)))
+    assert not torch.equal(logits(model), logits(loaded(name)))
     assert {layer.name: layer for layer in layers} == {
         layer.name: layer for layer in loaded(name, scheme).quantized_layers
     }

@@ -9,26 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from behold.kernels import native
-from behold.quant import integers
 from behold.quant.linear import Int4Linear, Int8Linear, QuantizedEmbedding, QuantizedLinear
 
 ROUNDED = {Int8Linear: 0.012, Int4Linear: 0.1}  # the error, of 96 gaussian inputs
 schemes = pytest.mark.parametrize("kind", [Int8Linear, Int4Linear])
-
-
-@pytest.fixture(params=["native", "torch", "plain torch"])
-def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """All ways to compute: our kernels, torch's int8 product, and widened weights as on other devices."""
-    if request.param == "native" and native.LIBRARY is None:
-        pytest.skip("installed without kernels")
-    if request.param == "torch" and not integers.can_pack():
-        pytest.skip("torch has no int8 product for this CPU")
-    if request.param != "native":
-        monkeypatch.setattr(native, "LIBRARY", None)
-    if request.param == "plain torch":
-        monkeypatch.setattr(integers, "can_pack", lambda: False)
-    return str(request.param)
 
 
 def layer(width: int = 96, out: int = 40, *, bias: bool = True, seed: int = 0) -> nn.Linear:
