@@ -34,6 +34,14 @@ template <class T> std::vector<T> bytes(int64_t size, int low, int high) {
     return values;
 }
 
+// Of each column's weights, which weight(panel, column, place) gives.
+template <class F> std::vector<int32_t> sums(int64_t n, int64_t k, const F &weight) {
+    std::vector<int32_t> values(n);
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t place = 0; place < k; place++) values[i] += weight(i / 32, i % 32, place);
+    return values;
+}
+
 // Rows together and alone: the same bits.
 template <class F> bool same(int64_t rows, int64_t k, int64_t n, const F &product) {
     const std::vector<float> x = inputs(rows, k);
@@ -78,11 +86,18 @@ int main() {
         const auto w8 = bytes<int8_t>(panels * ((k + 3) / 4) * 128, -127, 127);
         const auto w4 = bytes<uint8_t>(panels * ((k + 31) / 32) * 512, 0, 255);
         const auto multipliers = bytes<int8_t>(panels * ((k + 31) / 32) * 32, -63, 63);
-        const auto sums = bytes<int32_t>(n, -10000, 10000);
+        const std::vector<int32_t> sums8 = sums(n, k, [&](int64_t panel, int64_t column, int64_t place) {
+            return int{w8[((panel * ((k + 3) / 4) + place / 4) * 32 + column) * 4 + place % 4]};
+        });
+        const std::vector<int32_t> sums4 = sums(n, k, [&](int64_t panel, int64_t column, int64_t place) {
+            const int64_t group = panel * ((k + 31) / 32) + place / 32, at = place % 32;
+            const uint8_t both = w4[(group * 4 + at % 16 / 4) * 128 + column * 4 + at % 4];
+            return ((at < 16 ? both & 15 : both >> 4) - 8) * multipliers[group * 32 + column];
+        });
         const std::vector<float> norm((k + 7) / 8 * 8, 1.0f), residual(rows * n, 1.0f);
         const float *b = random(0, 1) ? bias.data() : nullptr, *weight = k % 8 || random(0, 1) ? nullptr : norm.data();
-        const Layer eight{w8.data(), nullptr, scale.data(), sums.data(), b, n};
-        const Layer four{w4.data(), multipliers.data(), scale.data(), sums.data(), b, n};
+        const Layer eight{w8.data(), nullptr, scale.data(), sums8.data(), b, n};
+        const Layer four{w4.data(), multipliers.data(), scale.data(), sums4.data(), b, n};
         const Layer both[] = {eight, four}, gated[] = {four, eight};
         const auto run = [&](const Layer *layers, int64_t count, After after, int64_t width) {
             return same(rows, k, width, [&](const float *x, float *y, int64_t m) {

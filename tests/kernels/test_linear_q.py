@@ -49,7 +49,7 @@ def rows_of(kinds: list[str], k: int) -> Tensor:
 
 def exact(layer: QuantizedLinear, x: Tensor) -> Tensor:
     """The product of the rounded rows in float64, without bias: integers, so there is nothing to lose."""
-    step = input_steps(x)[0]
+    step = input_steps(x, layer.INPUT_BITS)[0]
     integers = torch.round(x * (1 / step)[:, None]).double()
     weights = torch.round(layer.dequantized().double() / layer.scale.double()[:, None])
     return integers @ weights.T * (step.double()[:, None] * layer.scale.double())
@@ -116,20 +116,29 @@ def test_what_is_not_finite_stays_in_its_row(kind: type[QuantizedLinear], value:
 
 
 @pytest.mark.usefixtures("library")
-@pytest.mark.parametrize("kind", LAYERS)
-@pytest.mark.parametrize("rows", [1, 3])
-def test_the_largest_sums_fit(kind: type[QuantizedLinear], rows: int) -> None:
-    """All weights and inputs at their largest, and as many outliers as a row may have."""
-    k = linear_q.MAX_INPUTS_4
+@pytest.mark.parametrize("rows", [1, 3, 18])
+@pytest.mark.parametrize(
+    ("kind", "k", "outliers"),
+    [
+        (Int8Linear, linear_q.MAX_INPUTS_8, 512),
+        (Int4Linear, linear_q.MAX_INPUTS_4, 20),
+        (Int4Linear, 8448, 512),
+    ],
+)
+def test_the_largest_sums_fit(kind: type[QuantizedLinear], k: int, outliers: int, rows: int) -> None:
+    """All weights and inputs at their largest, of 16 and of 32 bits, and as many outliers as a row may have."""
     full = nn.Linear(k, 3, bias=False).requires_grad_(False)
     full.weight.fill_(1.0)
     full.weight[1] = -1.0
     layer = kind.of(full)
     x = torch.ones(rows, k)
-    x[:, torch.arange(k) % 64 < 2] = 40.0  # 512 of them, each some 3900 steps above the rest
+    x[1::3] = -1.0
+    x[::3, (torch.arange(k) % 64 < 4).nonzero()[:outliers, 0]] = 40.0  # each some 3900 steps above the rest
     with torch.inference_mode():
         found = layer(x)
-    torch.testing.assert_close(found, full(x), rtol=0.01, atol=0)
+        torch.testing.assert_close(found, full(x), rtol=0.01, atol=0)
+        torch.testing.assert_close(found.double(), exact(layer, x), rtol=1e-6, atol=0)
+    assert input_steps(x, layer.INPUT_BITS)[0][0] < 0.011, "outliers are apart"
 
 
 @pytest.mark.parametrize("kind", LAYERS)

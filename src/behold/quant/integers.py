@@ -38,8 +38,8 @@ class Product:
     ) -> Tensor:
         """(M, K) float32 by 8-bit integers (N, K), with their (N,) scales and sums, to (M, N) float32."""
         if not can_pack() or x.shape[1] < 2 or not len(x):
-            return F.linear(rounded_inputs(x), weight().float() * scale[:, None], bias)
-        step, zero = input_steps(x)
+            return F.linear(rounded_inputs(x, 7), weight().float() * scale[:, None], bias)
+        step, zero = input_steps(x, 7)
         rounded = torch.round(x * (1 / step)[:, None]).nan_to_num_(0, 0, 0)
         inside = torch.maximum(torch.minimum(rounded, 127 - zero[:, None]), -zero[:, None])
         rounded -= inside
@@ -54,9 +54,9 @@ class Product:
         return out if bias is None else out + bias
 
 
-def rounded_inputs(x: Tensor) -> Tensor:
+def rounded_inputs(x: Tensor, bits: int) -> Tensor:
     """(M, K) float32 as the layers use them: integers times the row's step."""
-    step = input_steps(x)[0][:, None]
+    step = input_steps(x, bits)[0][:, None]
     return torch.round(x * (1 / step)) * step
 
 

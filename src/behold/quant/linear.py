@@ -44,6 +44,7 @@ class QuantizedLinear(nn.Module, ABC):
     scheme: ClassVar[str]
     NAMES: ClassVar[tuple[str, ...]]  # of the buffers, beside the bias
     MOST_INPUTS: ClassVar[int]  # that the kernel takes
+    INPUT_BITS: ClassVar[int]  # that each input is rounded to, but for outliers
     weight: Tensor
     scale: Tensor
     sums: Tensor
@@ -146,7 +147,7 @@ class Int8Linear(QuantizedLinear):
 
     scheme = "int8"
     NAMES = ("weight", "scale", "sums")
-    MOST_INPUTS = linear_q.MAX_INPUTS_8
+    MOST_INPUTS, INPUT_BITS = linear_q.MAX_INPUTS_8, 7
 
     @classmethod
     def _rounded(cls, weight: Tensor) -> dict[str, Tensor]:
@@ -170,7 +171,7 @@ class Int4Linear(QuantizedLinear):
 
     scheme = "int4"
     NAMES = ("weight", "multipliers", "scale", "sums")
-    MOST_INPUTS = linear_q.MAX_INPUTS_4
+    MOST_INPUTS, INPUT_BITS = linear_q.MAX_INPUTS_4, 8
     multipliers: Tensor
 
     @classmethod
@@ -194,7 +195,7 @@ class Int4Linear(QuantizedLinear):
         return state
 
     def _product(self, x: Tensor) -> Tensor:
-        return F.linear(integers.rounded_inputs(x), self.dequantized(), self.bias)
+        return F.linear(integers.rounded_inputs(x, self.INPUT_BITS), self.dequantized(), self.bias)
 
     def dequantized(self) -> Tensor:
         codes = unpack_codes(self.weight, self.out_features).float().sub_(8)

@@ -14,7 +14,9 @@ constexpr int64_t FEW_4 = 8;  // the same for codes, used as they are read
 
 int64_t panels_of(const Layer &layer) { return (layer.n + PANEL - 1) / PANEL; }
 
-// One portion of the rows with all layers.
+bool codes(const Layer &layer) { return layer.multipliers != nullptr; }
+
+// One portion of the rows with layers that want the same integers.
 struct Call {
     const Layer *layers;
     int64_t count, k;
@@ -27,22 +29,24 @@ struct Call {
 
     void panel(int64_t layer, int64_t column, After then, int64_t begin, int64_t end, int64_t panel, bool few) const {
         const Columns columns{layers[layer], rows, y + column, width, then, residual};
-        if (layers[layer].multipliers)
+        if (codes(layers[layer]))
             panel_q4(columns, k, begin, end, panel, offsets);
         else
             panel_q8(columns, k, begin, end, panel, few);
     }
 
+    bool gated() const { return after == TIMES_SILU && count == 2; }
+
     // The panels of all layers, one behind the other; those of a gate and what it is for belong together.
     int64_t items() const {
-        if (after == TIMES_SILU) return panels_of(layers[0]);
+        if (gated()) return panels_of(layers[0]);
         int64_t sum = 0;
         for (int64_t i = 0; i < count; i++) sum += panels_of(layers[i]);
         return sum;
     }
 
     void item(int64_t number, int64_t begin, int64_t end, bool few) const {
-        if (after == TIMES_SILU) {
+        if (gated()) {
             panel(0, 0, STORE, begin, end, number, few);
             panel(1, 0, TIMES_SILU, begin, end, number, few);
             return;
@@ -53,6 +57,18 @@ struct Call {
             column += layers[layer].n;
         }
         panel(layer, column, after, begin, end, number, few);
+    }
+
+    void round(const float *x, int64_t n_rows, const float *norm, double eps, int threads) {
+        static thread_local std::vector<int32_t> memory;
+        const bool few = n_rows <= FEW_4;
+        const Window codes_take = few ? Window::SIGNED : Window::EIGHT_BITS;
+        rows = round_rows(x, n_rows, k, codes(layers[0]) ? codes_take : Window::SEVEN_BITS, {norm, eps}, threads);
+        if (!few || !codes(layers[0])) return;
+        const int64_t groups = (k + GROUP - 1) / GROUP;
+        memory.resize(n_rows * groups);
+        for (int64_t m = 0; m < n_rows; m++) offsets_q4(rows[m], groups, memory.data() + m * groups);
+        offsets = memory.data();
     }
 
     void run(int64_t n_rows, int threads) const {
@@ -79,25 +95,23 @@ struct Call {
 // TIMES_SILU makes silu(first layer) * second layer of two. The norm's weight and the residual may be null.
 BH_EXPORT void bh_linear_q(const float *x, const Layer *layers, int64_t count, After after, const float *norm,
                            double eps, const float *residual, float *y, int64_t rows, int64_t k, int threads) {
-    static thread_local std::vector<int32_t> offsets;
     int64_t width = 0;
-    bool codes = false;
-    for (int64_t i = 0; i < count; i++) {
-        width = after == TIMES_SILU ? layers[i].n : width + layers[i].n;
-        codes |= layers[i].multipliers != nullptr;
-    }
-    const int64_t at_once = rows_at_once(k), groups = (k + GROUP - 1) / GROUP;
+    for (int64_t i = 0; i < count; i++) width = after == TIMES_SILU ? layers[i].n : width + layers[i].n;
+    const int64_t at_once = rows_at_once(k);
     for (int64_t start = 0; start < rows; start += at_once) {
         const int64_t some = rows - start < at_once ? rows - start : at_once;
-        const Row *rounded = round_rows(x + start * k, some, k, {norm, eps}, threads);
-        const int32_t *all = nullptr;
-        if (some <= FEW_4 && codes) {
-            offsets.resize(some * groups);
-            for (int64_t m = 0; m < some; m++) offsets_q4(rounded[m], groups, offsets.data() + m * groups);
-            all = offsets.data();
-        }
         const float *added = residual ? residual + start * width : nullptr;
-        Call{layers, count, k, after, rounded, added, y + start * width, width, all}.run(some, threads);
+        int64_t last, column = 0;
+        for (int64_t first = 0; first < count; first = last) {
+            Call call{layers + first, 0, k, after, nullptr, added, y + start * width + column, width, nullptr};
+            for (last = first; last < count && codes(layers[last]) == codes(layers[first]); last++) {
+                call.count++;
+                if (after != TIMES_SILU) column += layers[last].n;
+            }
+            if (after == TIMES_SILU && last < count) call.after = STORE; // what the other layer finds
+            call.round(x + start * k, some, norm, eps, threads);
+            call.run(some, threads);
+        }
     }
 }
 

@@ -26,7 +26,7 @@ struct Columns {
     After after;
     const float *residual; // as y, for ADD
 
-    // Row m of a panel from the exact sums of its integers in [0, 127] and its outliers: one formula for every kernel.
+    // Row m of a panel from the exact sums of its integers and its outliers: one formula for every kernel.
     void finish(int64_t m, int64_t panel, const int32_t *products) const {
         const Row &row = rows[m];
         const int64_t first = panel * PANEL, count = layer.n - first < PANEL ? layer.n - first : PANEL;

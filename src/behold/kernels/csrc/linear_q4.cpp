@@ -2,8 +2,8 @@
 // [column][place], where a byte holds a place of the first 16 below and of the last 16 above; and a signed 8-bit
 // multiplier for each column of each 32 places.
 //
-// The products of 32 places fit 16 bits, and the instruction that widens such sums multiplies them as well: a group's
-// multiplier costs nothing. For few rows, codes are used as they are read; for more, a part of a panel is spread to bytes
+// The products of 32 places with integers of 8 bits fit two sums of 16 bits, and the instruction that widens such sums
+// multiplies them as well: a group's multiplier costs nothing. For few rows, codes are used as they are read; for more, a part of a panel is spread to bytes
 // first. All sums are exact, so both give the same.
 
 #include <cstring>
@@ -14,7 +14,7 @@
 namespace {
 
 constexpr int64_t GROUP_BYTES = PANEL * 16;  // of codes
-constexpr int64_t SPREAD = 8;                // groups that are spread at a time
+constexpr int64_t SPREAD = 16;               // groups that are spread at a time
 constexpr int64_t MOST = 192;                // rows of a portion
 
 #if defined(__AVX2__)
@@ -25,9 +25,9 @@ inline __m256i twice(const int8_t *multipliers) {
     return _mm256_blend_epi16(wide, _mm256_slli_epi32(wide, 16), 0xaa);
 }
 
-// -8 times the sums of a row's 32 integers, as the products of codes and integers are summed: two times 16 bits.
+// -8 times the sums of a row's 32 signed integers, as the products of codes and integers are summed: two times 16 bits.
 int32_t offset(const uint8_t *integers) {
-    const __m256i pairs = _mm256_maddubs_epi16(load(integers), _mm256_set1_epi8(1));
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), load(integers));
     __m128i sums = _mm_add_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
     sums = _mm_add_epi16(sums, _mm_shuffle_epi32(sums, 0x4e));
     sums = _mm_add_epi16(sums, _mm_shuffle_epi32(sums, 0xb1));
@@ -156,35 +156,28 @@ inline __attribute__((always_inline)) void products(Four &part, const uint8_t *i
     part.keep();
 }
 
-inline void add_part(const Four &part, const int32_t *multipliers, int32_t *sums) {
-    store(sums, _mm256_add_epi32(load(sums), _mm256_madd_epi16(part.a, load(multipliers))));
-    store(sums + 8, _mm256_add_epi32(load(sums + 8), _mm256_madd_epi16(part.b, load(multipliers + 8))));
-    store(sums + 16, _mm256_add_epi32(load(sums + 16), _mm256_madd_epi16(part.c, load(multipliers + 16))));
-    store(sums + 24, _mm256_add_epi32(load(sums + 24), _mm256_madd_epi16(part.d, load(multipliers + 24))));
+inline __attribute__((always_inline)) void add_part(const Four &part, const int32_t *multipliers, Four &sums) {
+    sums.a = _mm256_add_epi32(sums.a, _mm256_madd_epi16(part.a, load(multipliers)));
+    sums.b = _mm256_add_epi32(sums.b, _mm256_madd_epi16(part.b, load(multipliers + 8)));
+    sums.c = _mm256_add_epi32(sums.c, _mm256_madd_epi16(part.c, load(multipliers + 16)));
+    sums.d = _mm256_add_epi32(sums.d, _mm256_madd_epi16(part.d, load(multipliers + 24)));
+    sums.keep();
 }
 
-// Adds the product of MR rows, from `place` on, with the spread groups.
-template <int MR>
-void product(const Row *rows, int64_t place, const Spread &panel, int64_t groups, int32_t (*sums)[PANEL]) {
-    const uint8_t *a = rows[0].integers + place, *b = rows[MR > 1].integers + place;
-    const uint8_t *c = rows[MR > 2 ? 2 : 0].integers + place;
+// Adds the product of a row's integers with the spread groups. One row at a time is as fast as several: the weights are
+// operands of the multiplications anyway, and there are registers for the sums.
+void product(const uint8_t *integers, const Spread &panel, int64_t groups, int32_t *out) {
+    Four sums{load(out), load(out + 8), load(out + 16), load(out + 24)};
     for (int64_t g = 0; g < groups; g++) {
-        Four first, second, third;
+        Four part;
+        const uint8_t *x = integers + g * GROUP;
         const int8_t *w = panel.codes + g * GROUP * PANEL;
-        const uint8_t *x = a + g * GROUP, *y = b + g * GROUP, *z = c + g * GROUP;
-        products<false>(first, x, w);
-        if (MR > 1) products<false>(second, y, w);
-        if (MR > 2) products<false>(third, z, w);
+        products<false>(part, x, w);
 #pragma GCC unroll 7
-        for (int at = 4; at < GROUP; at += 4) {
-            products<true>(first, x + at, w + at * PANEL);
-            if (MR > 1) products<true>(second, y + at, w + at * PANEL);
-            if (MR > 2) products<true>(third, z + at, w + at * PANEL);
-        }
-        add_part(first, panel.multipliers + g * PANEL, sums[0]);
-        if (MR > 1) add_part(second, panel.multipliers + g * PANEL, sums[MR > 1]);
-        if (MR > 2) add_part(third, panel.multipliers + g * PANEL, sums[MR > 2 ? 2 : 0]);
+        for (int at = 4; at < GROUP; at += 4) products<true>(part, x + at, w + at * PANEL);
+        add_part(part, panel.multipliers + g * PANEL, sums);
     }
+    sums.store_to(out);
 }
 
 void add_outliers(const Row &row, const uint8_t *w, const int8_t *multipliers, int32_t *out) {
@@ -220,7 +213,7 @@ void product_of_few(const Row *rows, const int32_t *, const uint8_t *w, const in
     std::memset(out, 0, MR * sizeof *out);
     for (int m = 0; m < MR; m++)
         for (int64_t k = 0; k < groups * GROUP; k++)
-            for (int c = 0; c < PANEL; c++) out[m][c] += rows[m].integers[k] * weight(w, multipliers, k, c);
+            for (int c = 0; c < PANEL; c++) out[m][c] += static_cast<int8_t>(rows[m].integers[k]) * weight(w, multipliers, k, c);
 }
 
 struct Spread {
@@ -237,11 +230,9 @@ struct Spread {
     }
 };
 
-template <int MR>
-void product(const Row *rows, int64_t place, const Spread &panel, int64_t groups, int32_t (*sums)[PANEL]) {
-    for (int m = 0; m < MR; m++)
-        for (int64_t k = 0; k < groups * GROUP; k++)
-            for (int c = 0; c < PANEL; c++) sums[m][c] += rows[m].integers[place + k] * panel.weights[k * PANEL + c];
+void product(const uint8_t *integers, const Spread &panel, int64_t groups, int32_t *out) {
+    for (int64_t k = 0; k < groups * GROUP; k++)
+        for (int c = 0; c < PANEL; c++) out[c] += integers[k] * panel.weights[k * PANEL + c];
 }
 
 void add_outliers(const Row &row, const uint8_t *w, const int8_t *multipliers, int32_t *out) {
@@ -272,21 +263,18 @@ void several(const Columns &columns, const uint8_t *codes, const int8_t *multipl
     Spread spread;
     std::memset(sums, 0, (end - begin) * sizeof *sums);
     std::memset(next, 0, (end - begin) * sizeof *next);
+    const Row *rows = columns.rows + begin;
     for (int64_t g = 0; g < groups; g += SPREAD) {
         const int64_t some = groups - g < SPREAD ? groups - g : SPREAD;
         spread.fill(codes + g * GROUP_BYTES, multipliers + g * PANEL, some);
-        const Row *rows = columns.rows + begin;
-        int64_t m = 0;
-        const int64_t count = end - begin;
-        for (; count - m >= 3 && count - m != 4; m += 3) product<3>(rows + m, g * GROUP, spread, some, sums + m);
-        for (; count - m >= 2; m += 2) product<2>(rows + m, g * GROUP, spread, some, sums + m);
-        for (; m < count; m++) product<1>(rows + m, g * GROUP, spread, some, sums + m);
-        for (m = 0; m < count; m++)
+        for (int64_t m = 0; m < end - begin; m++) {
+            product(rows[m].integers + g * GROUP, spread, some, sums[m]);
             for (; next[m] < rows[m].n_outliers; next[m]++) {
                 const Outlier &outlier = rows[m].outliers[next[m]];
                 if (outlier.place >= (g + some) * GROUP) break;
                 spread.add(outlier, outlier.place - static_cast<int32_t>(g * GROUP), sums[m]);
             }
+        }
     }
     for (int64_t m = begin; m < end; m++) columns.finish(m, panel, sums[m - begin]);
 }

@@ -17,15 +17,24 @@ constexpr int64_t BLOCK = 1024, GROUPS = 64;
 constexpr int RANK = 24;
 constexpr float LOUD = 1.25f, WIDEST = 32000.0f, TINY = 1e-30f;
 constexpr int64_t MAX_OUTLIERS = 512, MAX_EXCESS = int64_t{1} << 21;
+constexpr int64_t MAX_SUM = 2147483647 / (8 * 63);
 constexpr int32_t INFINITE = 0x7f800000; // bits; those of a NaN are larger
 
 typedef int32_t i8 __attribute__((vector_size(32)));
 
 struct Shape {
     int64_t k, stride, block;
-    int64_t most; // outliers in a row
+    int32_t largest; // integer in the window
+    float loud;
+    uint8_t flipped; // bits of the integers, when they are stored
+    int64_t most, most_excess; // outliers in a row, and what they may have beyond the window
 
-    explicit Shape(int64_t places) : k(places) {
+    Shape(int64_t places, Window window) : k(places) {
+        largest = window == Window::SEVEN_BITS ? 127 : 255;
+        loud = window == Window::SEVEN_BITS ? LOUD : 2 * LOUD;
+        flipped = window == Window::SIGNED ? 128 : 0;
+        const int64_t rest = MAX_SUM - largest * k;
+        most_excess = window == Window::SEVEN_BITS || rest > MAX_EXCESS ? MAX_EXCESS : rest;
         const int64_t blocks = (k + BLOCK - 1) / BLOCK;
         block = (k + blocks * GROUPS - 1) / (blocks * GROUPS) * GROUPS;
         stride = (k + 31) / 32 * 32 + 64; // rows do not all begin at the same place of a cache's sets
@@ -93,14 +102,15 @@ Statistics look(const float *x, const Shape &shape) {
     return found;
 }
 
-struct Window {
+struct Scale {
     float step, inverse;
     int32_t zero;
 
-    Window(const Statistics &row, float threshold) {
+    Scale(const Statistics &row, float threshold, const Shape &shape) {
+        const float most = static_cast<float>(shape.largest - 1);
         const float largest = -row.low > row.high ? -row.low : row.high;
         const float low = row.low < -threshold ? -threshold : row.low, high = row.high > threshold ? threshold : row.high;
-        step = high / 126.0f - low / 126.0f;
+        step = high / most - low / most;
         step = step > TINY ? step : TINY;
         step = step > largest / WIDEST ? step : largest / WIDEST;
         inverse = 1.0f / step;
@@ -115,17 +125,18 @@ struct Writer {
     int64_t count = 0, excess = 0;
 
     void add(int64_t place, int32_t integer) {
-        const int32_t beyond = integer < 0 ? integer : integer - 127;
+        const int32_t beyond = integer < 0 ? integer : integer - shape.largest;
         if (count < shape.most) outliers[count] = {static_cast<int32_t>(place), beyond, 1 << place % 4 * 8, beyond & 0xffff};
         count++;
         excess += beyond < 0 ? -beyond : beyond;
     }
 
-    bool write(const float *x, const Window &window, uint8_t *out) {
+    bool write(const float *x, const Scale &scale, uint8_t *out) {
         int64_t i = 0;
 #if defined(__AVX2__)
-        const __m256 inverse = _mm256_set1_ps(window.inverse);
-        const __m256i zero = _mm256_set1_epi32(window.zero), top = _mm256_set1_epi32(127);
+        const __m256 inverse = _mm256_set1_ps(scale.inverse);
+        const __m256i zero = _mm256_set1_epi32(scale.zero), top = _mm256_set1_epi32(shape.largest);
+        const __m256i outside = _mm256_set1_epi32(~shape.largest), flipped = _mm256_set1_epi8(static_cast<char>(shape.flipped));
         const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
         for (; i + 32 <= shape.k; i += 32) {
             __m256i v[4];
@@ -134,11 +145,12 @@ struct Writer {
                 v[a] = _mm256_add_epi32(rounded, zero);
             }
             const __m256i low = _mm256_packs_epi32(v[0], v[1]), high = _mm256_packs_epi32(v[2], v[3]);
-            const __m256i limit = _mm256_set1_epi16(127);
+            const __m256i limit = _mm256_set1_epi16(static_cast<int16_t>(shape.largest));
             const __m256i bytes = _mm256_packus_epi16(_mm256_min_epi16(low, limit), _mm256_min_epi16(high, limit));
-            _mm256_storeu_si256((__m256i *)(out + i), _mm256_permutevar8x32_epi32(bytes, order));
+            const __m256i ordered = _mm256_permutevar8x32_epi32(bytes, order);
+            _mm256_storeu_si256((__m256i *)(out + i), _mm256_xor_si256(ordered, flipped));
             const __m256i all = _mm256_or_si256(_mm256_or_si256(v[0], v[1]), _mm256_or_si256(v[2], v[3]));
-            if (!_mm256_testz_si256(all, _mm256_set1_epi32(~127))) {
+            if (!_mm256_testz_si256(all, outside)) {
                 for (int a = 0; a < 4; a++) {
                     const __m256i sign = _mm256_or_si256(v[a], _mm256_sub_epi32(top, v[a]));
                     int mask = _mm256_movemask_ps(_mm256_castsi256_ps(sign));
@@ -155,11 +167,12 @@ struct Writer {
         }
 #endif
         for (; i < shape.k; i++) {
-            const int32_t integer = static_cast<int32_t>(std::lrintf(x[i] * window.inverse)) + window.zero;
-            out[i] = static_cast<uint8_t>(integer < 0 ? 0 : integer > 127 ? 127 : integer);
-            if (integer < 0 || integer > 127) add(i, integer);
+            const int32_t integer = static_cast<int32_t>(std::lrintf(x[i] * scale.inverse)) + scale.zero;
+            const int32_t inside = integer < 0 ? 0 : integer > shape.largest ? shape.largest : integer;
+            out[i] = static_cast<uint8_t>(inside ^ shape.flipped);
+            if (integer != inside) add(i, integer);
         }
-        return count <= shape.most && excess <= MAX_EXCESS;
+        return count <= shape.most && excess <= shape.most_excess;
     }
 };
 
@@ -171,14 +184,14 @@ void round_row(const float *x, const Shape &shape, uint8_t *out, Outlier *outlie
         row = {out, outliers, 0, 0, NAN};
         return;
     }
-    Window window(found, found.typical * LOUD);
+    Scale scale(found, found.typical * shape.loud, shape);
     Writer writer{shape, outliers};
-    if (!writer.write(x, window, out)) {
-        window = Window(found, INFINITY);
+    if (!writer.write(x, scale, out)) {
+        scale = Scale(found, INFINITY, shape);
         writer.count = writer.excess = 0;
-        writer.write(x, window, out);
+        writer.write(x, scale, out);
     }
-    row = {out, outliers, static_cast<int32_t>(writer.count), window.zero, window.step};
+    row = {out, outliers, static_cast<int32_t>(writer.count), scale.zero - shape.flipped, scale.step};
 }
 
 struct Memory {
@@ -194,9 +207,9 @@ template <class T> T *room(std::vector<T> &memory, int64_t length) {
 
 } // namespace
 
-const Row *round_rows(const float *x, int64_t rows, int64_t k, Norm norm, int threads) {
+const Row *round_rows(const float *x, int64_t rows, int64_t k, Window window, Norm norm, int threads) {
     static thread_local Memory memory;
-    const Shape shape(k);
+    const Shape shape(k, window);
     uint8_t *integers = room(memory.integers, rows * shape.stride);
     Outlier *outliers = room(memory.outliers, rows * shape.most);
     Row *all = room(memory.rows, rows);

@@ -5,7 +5,11 @@
 
 constexpr int PANEL = 32; // output columns that lie together in packed weights
 
-// An entry outside of its row's window of 128 integers: what it has beyond the nearer end.
+// What a row's integers are, but for its outliers: in [0, 127], for weights of 8 bits; in [0, 255], for codes; or the
+// latter less 128, as the products of few rows with codes want them.
+enum class Window { SEVEN_BITS, EIGHT_BITS, SIGNED };
+
+// An entry outside of its row's window: what it has beyond the nearer end.
 struct Outlier {
     int32_t place, excess;
     int32_t at, low; // 1 in the byte that is its place of four; the excess in 16 bits, beside 16 zeros
@@ -13,7 +17,7 @@ struct Outlier {
 
 // The integers of entry i are integers[i] - zero, plus the excess where it is an outlier; times step.
 struct Row {
-    const uint8_t *integers; // in [0, 127]; the places after the last are 0
+    const uint8_t *integers; // as the window says; the places after the last are 0
     const Outlier *outliers; // in the order of their places
     int32_t n_outliers;
     int32_t zero;
@@ -27,7 +31,7 @@ struct Norm {
 };
 
 // Up to `rows` rows of `k` numbers, rounded; the memory belongs to the calling thread and is used again by its next call.
-const Row *round_rows(const float *x, int64_t rows, int64_t k, Norm norm, int threads);
+const Row *round_rows(const float *x, int64_t rows, int64_t k, Window window, Norm norm, int threads);
 
 // So many rows are rounded and multiplied at a time: the memory for them stays in bounds.
 inline int64_t rows_at_once(int64_t k) {
