@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 import torch
 
 from behold import device as devices
-from behold.device import resolve_device, resolve_device_map, resolve_dtype, usable_cores, use_threads
-from behold.errors import DeviceError, OptionError
+from behold.device import resolve_device, resolve_device_map, resolve_dtype
+from behold.errors import DeviceError
 
 CPU = torch.device("cpu")
 HAS_CUDA = torch.cuda.is_available()
@@ -123,68 +119,3 @@ def test_bf16_units_are_read_from_the_processors_flags(line: str, fast: bool, mo
     finally:
         devices.cpu_flags.cache_clear()
         devices.cpu_has_fast_bf16.cache_clear()
-
-
-# --- threads -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def eight(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """/sys of four cores with two hardware threads each; torch has begun with eight threads."""
-    for cpu in range(8):
-        folder = tmp_path / f"devices/system/cpu/cpu{cpu}/topology"
-        folder.mkdir(parents=True)
-        (folder / "thread_siblings_list").write_text(f"{cpu % 4},{cpu % 4 + 4}\n")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    for name in ("BEHOLD_THREADS", "OMP_NUM_THREADS"):
-        monkeypatch.delenv(name, raising=False)
-    before = torch.get_num_threads()
-    torch.set_num_threads(8)
-    yield tmp_path
-    torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize(
-    ("limit", "cores"), [(None, 4), ("max 100000", 4), ("200000 100000", 2), ("50000 100000", 1), ("nonsense", 4)]
-)
-def test_cores_are_counted_once_and_shares_are_kept_to(eight: Path, limit: str | None, cores: int) -> None:
-    if limit is not None:
-        (eight / "fs/cgroup").mkdir(parents=True)
-        (eight / "fs/cgroup/cpu.max").write_text(limit + "\n")
-    assert usable_cores(eight) == cores
-    use_threads(eight)
-    assert torch.get_num_threads() == cores
-
-
-def test_a_process_that_is_bound_to_some_cpus(eight: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 4, 5}, raising=False)
-    assert usable_cores(eight) == 2
-
-
-def test_who_says_how_many_threads(eight: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "8")
-    use_threads(eight)
-    assert torch.get_num_threads() == 8
-    monkeypatch.setenv("BEHOLD_THREADS", "3")
-    use_threads(eight)
-    assert torch.get_num_threads() == 3
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.delenv("BEHOLD_THREADS")
-    use_threads(eight)
-    assert torch.get_num_threads() == 3, "fewer are left as they are"
-
-
-@pytest.mark.parametrize("wrong", ["0", "-1", "two", "1.5"])
-def test_no_number_of_threads(eight: Path, wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BEHOLD_THREADS", wrong)
-    with pytest.raises(OptionError, match="BEHOLD_THREADS"):
-        use_threads(eight)
-
-
-def test_loading_sets_them(eight: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import behold
-
-    assert eight.exists()
-    monkeypatch.setenv("BEHOLD_THREADS", "5")
-    behold.load("demo", device="cpu")
-    assert torch.get_num_threads() == 5

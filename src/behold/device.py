@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
 import platform
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from behold.errors import DeviceError, OptionError
+from behold.errors import DeviceError
 
 _DTYPES = {
     "float32": torch.float32,
@@ -140,44 +139,6 @@ def cpu_flags() -> frozenset[str]:
         if name.strip() in ("flags", "Features"):
             return frozenset(value.split())
     return frozenset()
-
-
-def use_threads(system: Path = Path("/sys")) -> None:
-    """Set how many threads torch and our kernels work with: BEHOLD_THREADS, or as many as there are cores to use.
-
-    Fewer are left as they are, and what OMP_NUM_THREADS says is, too: somebody wanted it so.
-
-    Raises:
-        OptionError: BEHOLD_THREADS is no whole number from 1 on.
-    """
-    wanted = os.environ.get("BEHOLD_THREADS", "")
-    if wanted:
-        if not wanted.isdecimal() or not int(wanted):
-            raise OptionError(f"BEHOLD_THREADS={wanted!r} is not a number of threads: a whole number from 1 on.")
-        torch.set_num_threads(int(wanted))
-    elif "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > (cores := usable_cores(system)):
-        torch.set_num_threads(cores)
-
-
-def usable_cores(system: Path = Path("/sys")) -> int:
-    """The physical cores this process may use, at least 1: those it is bound to, and no more than its share of time.
-
-    Two hardware threads of a core share the units that products need: the second one gains nothing there.
-    """
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    cores = {_siblings(system, cpu) for cpu in allowed}
-    with suppress(OSError, ValueError):
-        quota, period = (system / "fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(len(cores), int(quota) // int(period)))
-    return max(1, len(cores))
-
-
-def _siblings(system: Path, cpu: int) -> str:
-    """The hardware threads of a CPU's core, as Linux writes them; elsewhere each is a core."""
-    try:
-        return (system / f"devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip()
-    except OSError:
-        return str(cpu)
 
 
 def give_back_memory() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from behold.engine.image_cache import ImageCache
 from behold.models.base import VisionLanguageModel
+from behold.threads import SHARE
 from behold.types import ImageInput
 
 
@@ -43,6 +44,7 @@ class Encoder:
                 return touched
             assert self._job is not None
             touched |= self._job.digests
+            SHARE.reconsider()
             last = time.perf_counter()
             self._advance(self._job)
             now = time.perf_counter()

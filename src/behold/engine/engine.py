@@ -24,6 +24,7 @@ from behold.engine.stats import Counters, EngineStats, Estimate
 from behold.errors import BusyError, OptionError
 from behold.models.base import VisionLanguageModel
 from behold.processing.tokenizer import Tokenizer
+from behold.threads import SHARE
 from behold.types import Completion, Delta, Prompt, SamplingParams
 
 
@@ -274,7 +275,8 @@ class Engine:
                 self._driver = me
             begin = time.perf_counter()
             step = self._schedule()
-            output = self._runner.run(step)
+            with SHARE.taken():
+                output = self._runner.run(step)
             seconds = time.perf_counter() - begin
             with self._turn:
                 self._recorder.record(step, output, seconds)

@@ -17,10 +17,13 @@ from behold.nn.norms import RMSNorm
 from behold.nn.rotary import Rotary, rotate, rotate_
 from behold.quant.joined import Joined
 from behold.quant.linear import QuantizedEmbedding
+from behold.threads import SHARE
 
 if TYPE_CHECKING:
     from behold.models.config import TextConfig
     from behold.nn.attention import CacheView
+
+FEW_ROWS = 16  # so many pass in a moment; such passes may be replayed, with the threads they began with
 
 
 class Attention(nn.Module):
@@ -115,6 +118,8 @@ class Decoder(nn.Module):
         hidden = embeddings
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
+            if len(hidden) > FEW_ROWS:
+                SHARE.reconsider()
             hidden = layer(hidden, angles, cache, wanted if number == last else None)
         out: Tensor = self.norm(hidden)
         return out

@@ -20,13 +20,14 @@ from behold.checkpoint.weights import (
     stored_dtype,
     stored_tensors,
 )
-from behold.device import give_back_memory, use_threads
+from behold.device import give_back_memory
 from behold.errors import OptionError
 from behold.kernels import native
 from behold.models.registry import find_family
 from behold.quant.apply import Quantizer
 from behold.quant.keep import Keeper, Shelf
 from behold.quant.schemes import find_scheme
+from behold.threads import use_threads
 
 if TYPE_CHECKING:
     from behold.checkpoint.files import CheckpointFiles
