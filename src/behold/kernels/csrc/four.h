@@ -24,6 +24,8 @@ struct Four {
     // A fence for the compiler, which otherwise loads far ahead and has no registers left for the sums.
     __attribute__((always_inline)) void keep() { asm volatile("" : "+x"(a), "+x"(b), "+x"(c), "+x"(d)); }
 
+    void load_from(const int32_t *in) { a = load(in), b = load(in + 8), c = load(in + 16), d = load(in + 24); }
+
     void store_to(int32_t *out) const {
         store(out, a);
         store(out + 8, b);

@@ -28,37 +28,52 @@ struct Columns {
 
     // Row m of a panel from the exact sums of its integers and its outliers: one formula for every kernel.
     void finish(int64_t m, int64_t panel, const int32_t *products) const {
-        const Row &row = rows[m];
-        const int64_t first = panel * PANEL, count = layer.n - first < PANEL ? layer.n - first : PANEL;
-        const float *scale = layer.scale + first, *bias = layer.bias ? layer.bias + first : nullptr;
+        static constexpr float none[PANEL] = {};
+        const int64_t first = panel * PANEL, count = layer.n - first, at = m * width + first;
+        const float *scale = layer.scale + first, *bias = layer.bias ? layer.bias + first : none;
         const int32_t *sums = layer.sums + first;
-        alignas(32) float values[PANEL] = {};
-        for (int64_t i = 0; i < count; i++) {
-            const float sum = static_cast<float>(products[i] - row.zero * sums[i]);
-            values[i] = sum * (row.step * scale[i]) + (bias ? bias[i] : 0.0f);
-        }
-        write(values, count, m * width + first);
+        const float *added = after == ADD ? residual + at : none;
+        if (count >= PANEL) return finish(rows[m], products, scale, sums, bias, added, y + at);
+        const Part<float> scales(scale, count), biases(bias, count), some(added, count);
+        Part<float> out(y + at, after == TIMES_SILU ? count : 0);
+        finish(rows[m], products, scales.all, Part<int32_t>(sums, count).all, biases.all, some.all, out.all);
+        std::memcpy(y + at, out.all, count * sizeof(float));
     }
 
   private:
-    void write(float *values, int64_t count, int64_t at) const {
-        float *out = y + at;
+    // Some columns in the place of all.
+    template <class T> struct Part {
+        alignas(32) T all[PANEL] = {};
+
+        Part(const T *from, int64_t count) {
+            if (count) std::memcpy(all, from, count * sizeof(T));
+        }
+    };
+
+    void finish(const Row &row, const int32_t *products, const float *scale, const int32_t *sums, const float *bias,
+                const float *added, float *out) const {
+        typedef int32_t i8 __attribute__((vector_size(32)));
+        const auto value = [&](int at) __attribute__((always_inline)) {
+            i8 exact, all;
+            std::memcpy(&exact, products + at, sizeof exact);
+            std::memcpy(&all, sums + at, sizeof all);
+            const v8 sum = __builtin_convertvector(exact - row.zero * all, v8);
+            return sum * (row.step * load8(scale + at)) + load8(bias + at);
+        };
         switch (after) {
-        case STORE: break;
+        case STORE:
+            for (int i = 0; i < PANEL; i += 8) store8(out + i, value(i));
+            break;
         case ADD:
-            for (int64_t i = 0; i < count; i++) values[i] += residual[at + i];
+            for (int i = 0; i < PANEL; i += 8) store8(out + i, value(i) + load8(added + i));
             break;
-        case TIMES_SILU: { // of what is there
-            alignas(32) float gate[PANEL] = {};
-            std::memcpy(gate, out, count * sizeof *out);
-            for (int i = 0; i < PANEL; i += 8) store8(values + i, silu8(load8(gate + i)) * load8(values + i));
+        case TIMES_SILU: // of what is there
+            for (int i = 0; i < PANEL; i += 8) store8(out + i, silu8(load8(out + i)) * value(i));
             break;
-        }
         case GELU:
-            for (int i = 0; i < PANEL; i += 8) store8(values + i, gelu8(load8(values + i)));
+            for (int i = 0; i < PANEL; i += 8) store8(out + i, gelu8(value(i)));
             break;
         }
-        std::memcpy(out, values, count * sizeof *out);
     }
 };
 

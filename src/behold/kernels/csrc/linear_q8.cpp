@@ -30,7 +30,7 @@ inline __attribute__((always_inline)) void add(Four &sums, const uint8_t *intege
 
 // The product of MR rows with a panel, read from STREAMS places at a time.
 template <int MR, int STREAMS> void product(const Row *rows, const int8_t *w, int64_t quads, int32_t (*out)[PANEL]) {
-    Four first{}, second{}, third{};
+    Four first, second, third;
     const uint8_t *a = rows[0].integers, *b = rows[MR > 1].integers, *c = rows[MR > 2 ? 2 : 0].integers;
     const auto step = [&](int64_t quad) __attribute__((always_inline)) {
         add(first, a, w, quad);
@@ -46,20 +46,25 @@ template <int MR, int STREAMS> void product(const Row *rows, const int8_t *w, in
     if (MR > 2) third.store_to(out[MR > 2 ? 2 : 0]);
 }
 
+// What a row's outliers have beyond the window, by a panel, is added.
 void add_outliers(const Row &row, const int8_t *w, int32_t *out) {
-    __m256i sums[4];
-    for (int v = 0; v < 4; v++) sums[v] = load(out + 8 * v);
+    Four sums;
+    sums.load_from(out);
     for (int32_t i = 0; i < row.n_outliers; i++) {
         const Outlier &outlier = row.outliers[i];
         const int8_t *quad = w + (outlier.place & ~3) * PANEL;
         const __m256i one = _mm256_set1_epi32(outlier.at);
         const __m256i excess = _mm256_set1_epi16(static_cast<int16_t>(outlier.excess));
-        for (int v = 0; v < 4; v++) {
+        const auto product = [&](int v) __attribute__((always_inline)) {
             const __m256i weight = _mm256_maddubs_epi16(one, load(quad + 32 * v)); // beside 16 zeros
-            sums[v] = _mm256_add_epi32(sums[v], _mm256_madd_epi16(weight, excess));
-        }
+            return _mm256_madd_epi16(weight, excess);
+        };
+        sums.a = _mm256_add_epi32(sums.a, product(0));
+        sums.b = _mm256_add_epi32(sums.b, product(1));
+        sums.c = _mm256_add_epi32(sums.c, product(2));
+        sums.d = _mm256_add_epi32(sums.d, product(3));
     }
-    for (int v = 0; v < 4; v++) store(out + 8 * v, sums[v]);
+    sums.store_to(out);
 }
 
 #else
@@ -89,10 +94,8 @@ void add_outliers(const Row &row, const int8_t *w, int32_t *out) {
 template <int MR, int STREAMS> void tile(const Columns &columns, const int8_t *w, int64_t quads, int64_t m, int64_t panel) {
     alignas(32) int32_t sums[MR][PANEL];
     product<MR, STREAMS>(columns.rows + m, w, quads, sums);
-    for (int i = 0; i < MR; i++) {
-        add_outliers(columns.rows[m + i], w, sums[i]);
-        columns.finish(m + i, panel, sums[i]);
-    }
+    for (int i = 0; i < MR; i++) add_outliers(columns.rows[m + i], w, sums[i]);
+    for (int i = 0; i < MR; i++) columns.finish(m + i, panel, sums[i]);
 }
 
 template <int STREAMS>
