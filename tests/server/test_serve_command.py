@@ -45,6 +45,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 
 def test_every_option_reaches_the_server(serve: Callable[..., Ran]) -> None:
     words = "--host 127.0.0.1 --port 0 --api-key a --api-key b --cors-origin https://x.example --allow-urls "
+    words += "--jpeg-side 768 "
     words += "--max-body-mib 3 --max-waiting 7 --deadline 9 --grace 2.5 --served-model-name some/name --json"
     code, settings, out, err = serve(*words.split())
     assert code == 0, err
@@ -54,6 +55,7 @@ def test_every_option_reaches_the_server(serve: Callable[..., Ran]) -> None:
         api_keys=("a", "b"),
         cors_origins=("https://x.example",),
         allow_urls=True,
+        jpeg_side=768,
         max_body_bytes=3 << 20,
         max_waiting=7,
         deadline_s=9,

@@ -98,7 +98,7 @@ class Chat:
     def _turn(self, images_or_words: Images, words: str | None) -> Message:
         self._refuse_while_streaming()
         if words is not None:
-            return user_message(images_or_words, words)
+            return user_message(images_or_words, words, policy=self._vlm.media)
         if not isinstance(images_or_words, str):
             kind = type(images_or_words).__name__
             raise ChatError(f"say(…) was given a {kind} and no words; say something about it: say(picture, words)")

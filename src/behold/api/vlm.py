@@ -16,6 +16,7 @@ from behold.api.session import open_both, open_checkpoint, open_engine
 from behold.api.stream import AnswerStream
 from behold.api.structured import M, PydanticModel
 from behold.api.turns import ImageLike, Images, Item, Messages, conversation, messages_of, user_message
+from behold.chat.policy import MediaPolicy
 from behold.errors import BeholdError, OptionError
 from behold.types import Answer, Message, SamplingParams
 
@@ -39,6 +40,7 @@ def load(
     quantize: str | None = None,
     attention: str = "auto",
     cache_limit: str | int | None = None,
+    jpeg_side: int | None = None,
     revision: str | None = None,
     offline: bool = False,
 ) -> VLM:
@@ -50,16 +52,19 @@ def load(
         takes no time.
     cache_limit: what all such weights may take there, in bytes or as "20 GB"; 0 keeps none. None is the variable
         BEHOLD_CACHE_LIMIT, or 32 GB.
+    jpeg_side: decode JPEGs at a part of their size that keeps both sides this long, in two thirds of the time; answers
+        may change a little. None decodes every pixel.
 
     Raises:
         BeholdError: the checkpoint cannot be found, read or used; the message says why and what to do.
     """
+    media = MediaPolicy(jpeg_side=jpeg_side)
     files = open_checkpoint(id_or_dir, revision=revision, local_files_only=offline)
     processor, model = open_both(
         files, device=device, dtype=dtype, quantize=quantize, attention=attention, cache_limit=cache_limit
     )
     engine = open_engine(model, tokenizer=processor.tokenizer, eos_token_ids=processor.eos_token_ids)
-    return VLM(str(id_or_dir), files, processor=processor, model=model, engine=engine)
+    return VLM(str(id_or_dir), files, processor=processor, model=model, engine=engine, media=media)
 
 
 Schema: TypeAlias = "type[PydanticModel] | Mapping[str, Any] | None"
@@ -81,11 +86,13 @@ class VLM:
         processor: Processor,
         model: VisionLanguageModel,
         engine: Engine,
+        media: MediaPolicy,
     ) -> None:
         self.name = name
         self.processor = processor
         self.model = model
         self.engine = engine
+        self.media = media
         self._files = files
         self._defaults = generation_defaults(files.generation)
 
@@ -111,7 +118,9 @@ class VLM:
     ) -> object:
         """Answer a question about one picture, several, or none ([])."""
         params = self.params({**sampling, "schema": schema})
-        return structured.value_of(self.complete([user_message(images, question)], params, schema), schema)
+        return structured.value_of(
+            self.complete([user_message(images, question, policy=self.media)], params, schema), schema
+        )
 
     def stream(
         self, images: Images, question: str, *, schema: Schema = None, **sampling: Unpack[SamplingOptions]
@@ -121,7 +130,7 @@ class VLM:
         With a pydantic class, `stream.answer.parsed` is the instance after the last piece.
         """
         params = self.params({**sampling, "schema": schema})
-        return self.open_stream([user_message(images, question)], params, schema=schema)
+        return self.open_stream([user_message(images, question, policy=self.media)], params, schema=schema)
 
     @overload
     def generate(
@@ -156,7 +165,9 @@ class VLM:
         `images` fill the bare {"type": "image"} places of `messages`, in order.
         """
         params = self.params({**sampling, "schema": schema})
-        return structured.value_of(self.complete(conversation(messages, images), params, schema), schema)
+        return structured.value_of(
+            self.complete(conversation(messages, images, policy=self.media), params, schema), schema
+        )
 
     @overload
     def batch(
@@ -265,7 +276,7 @@ class VLM:
             OptionError: labels that cannot be told apart, or fewer than two.
         """
         chooser = Chooser(self.processor, labels)
-        request = self.engine.submit_scoring(*chooser.prepare([user_message(images, question)]))
+        request = self.engine.submit_scoring(*chooser.prepare([user_message(images, question, policy=self.media)]))
         self.engine.wait([request])
         return chooser.choice(request)
 
@@ -287,7 +298,7 @@ class VLM:
         return run_all(
             self.engine,
             items,
-            prepare=lambda item: chooser.prepare(messages_of(item)),
+            prepare=lambda item: chooser.prepare(messages_of(item, policy=self.media)),
             start=lambda prepared: self.engine.submit_scoring(*prepared),
             finish=chooser.choice,
             keep_errors=check_on_error(on_error),
@@ -368,7 +379,7 @@ class VLM:
         return run_all(
             self.engine,
             items,
-            prepare=lambda item: self.processor.chat(messages_of(item)),
+            prepare=lambda item: self.processor.chat(messages_of(item, policy=self.media)),
             start=lambda prompt: self.engine.submit(prompt, params),
             finish=value,
             keep_errors=check_on_error(on_error),

@@ -36,8 +36,11 @@ class MediaPolicy:
             value = getattr(self, name)
             if not value >= least:
                 raise OptionError(f"MediaPolicy.{name} is {value!r}; it must be at least {least}.")
-        if self.jpeg_side is not None and not self.jpeg_side >= 1:
-            raise OptionError(f"MediaPolicy.jpeg_side is {self.jpeg_side!r}; it must be at least 1, or None.")
+        side = self.jpeg_side
+        if side is not None and (isinstance(side, bool) or not isinstance(side, int) or side < 1):
+            raise OptionError(
+                f"jpeg_side={side!r}: it must be a whole number of pixels from 1 on, or None to decode all of a JPEG."
+            )
 
     @classmethod
     def for_server(
@@ -48,6 +51,7 @@ class MediaPolicy:
         max_pixels: int = 40_000_000,
         timeout_s: float = 10.0,
         max_redirects: int = 3,
+        jpeg_side: int | None = None,
     ) -> MediaPolicy:
         """What strangers may send: no files of this machine, and URLs only if asked for and then public ones only.
 
@@ -64,4 +68,5 @@ class MediaPolicy:
             allow_urls=allow_urls,
             allow_paths=False,
             public_only=True,
+            jpeg_side=jpeg_side,
         )

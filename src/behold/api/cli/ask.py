@@ -7,15 +7,25 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from behold.api.cli.asked import Asked, read_words
-from behold.api.cli.options import DebugOption, FormChoice, JsonOption, ModelChoice, QuietOption, SamplingChoice, takes
+from behold.api.cli.options import (
+    DebugOption,
+    FormChoice,
+    JsonOption,
+    ModelChoice,
+    PictureChoice,
+    QuietOption,
+    SamplingChoice,
+    takes,
+)
 from behold.api.cli.printing import print_answer
 from behold.api.cli.terminal import reported
 
 if TYPE_CHECKING:
+    from behold.chat.policy import MediaPolicy
     from behold.types import Message
 
 
-@takes(choice=ModelChoice, sampling=SamplingChoice, form=FormChoice)
+@takes(choice=ModelChoice, pictures=PictureChoice, sampling=SamplingChoice, form=FormChoice)
 def ask(
     words: Annotated[
         list[str],
@@ -34,6 +44,7 @@ def ask(
         int | None, typer.Option(help="With --json: the log probability of each token, and of this many others.")
     ] = None,
     choice: ModelChoice,
+    pictures: PictureChoice,
     sampling: SamplingChoice,
     form: FormChoice,
 ) -> None:
@@ -46,7 +57,7 @@ def ask(
     with reported(debug=debug, hint=choice.hint):
         # A broken picture or schema is told before a model is fetched or loaded.
         wanted = form.keywords()
-        message = _message(read_words(words))
+        message = _message(read_words(words), pictures.policy)
         vlm = choice.open()
         options = sampling.keywords()
         options["logprobs"] = logprobs
@@ -57,7 +68,7 @@ def ask(
             print_answer(vlm.open_stream([message], params), vlm, json=json, quiet=quiet)
 
 
-def _message(asked: Asked) -> Message:
+def _message(asked: Asked, policy: MediaPolicy) -> Message:
     from behold.api.turns import user_message
 
-    return user_message(asked.images, asked.question)
+    return user_message(asked.images, asked.question, policy=policy)

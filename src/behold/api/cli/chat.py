@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from behold.api.cli.asked import STDIN, sayable
-from behold.api.cli.options import DebugOption, JsonOption, ModelChoice, QuietOption, SamplingChoice, takes
+from behold.api.cli.options import (
+    DebugOption,
+    JsonOption,
+    ModelChoice,
+    PictureChoice,
+    QuietOption,
+    SamplingChoice,
+    takes,
+)
 from behold.api.cli.printing import print_answer
 from behold.api.cli.terminal import complain, note, reported, write_styled
 from behold.errors import BeholdError, CapacityError
@@ -21,6 +29,7 @@ if TYPE_CHECKING:
     from behold.api.chat import Chat
     from behold.api.sampling import SamplingOptions
     from behold.api.vlm import VLM
+    from behold.chat.policy import MediaPolicy
 
 PROMPT = "you: "
 HELP = """/image PICTURE…  show one or more pictures with the next line
@@ -30,7 +39,7 @@ HELP = """/image PICTURE…  show one or more pictures with the next line
 Ctrl+C stops an answer; what has come of it stays in the conversation."""
 
 
-@takes(choice=ModelChoice, sampling=SamplingChoice)
+@takes(choice=ModelChoice, decoding=PictureChoice, sampling=SamplingChoice)
 def chat(
     images: Annotated[
         list[str] | None,
@@ -42,6 +51,7 @@ def chat(
     quiet: QuietOption = False,
     debug: DebugOption = False,
     choice: ModelChoice,
+    decoding: PictureChoice,
     sampling: SamplingChoice,
 ) -> None:
     """Talk about pictures; the conversation is kept, and each picture is looked at once.
@@ -51,11 +61,11 @@ def chat(
     if STDIN in (images or ()):
         raise typer.BadParameter("standard input is where your lines come from; name the picture's file")
     with reported(debug=debug, hint=choice.hint):
-        pictures = [_load(image) for image in images or ()]
+        pictures = [_load(image, decoding.policy) for image in images or ()]
         vlm = choice.open()
         options = sampling.keywords()
         vlm.params(options)
-        conversation = Conversation(vlm, options, system=system, json=json, quiet=quiet)
+        conversation = Conversation(vlm, options, decoding.policy, system=system, json=json, quiet=quiet)
         conversation.pictures = pictures
         conversation.run()
 
@@ -63,11 +73,14 @@ def chat(
 class Conversation:
     """The loop: read a line, obey or answer it."""
 
-    def __init__(self, vlm: VLM, options: SamplingOptions, *, system: str | None, json: bool, quiet: bool) -> None:
+    def __init__(
+        self, vlm: VLM, options: SamplingOptions, policy: MediaPolicy, *, system: str | None, json: bool, quiet: bool
+    ) -> None:
         self.pictures: list[Image] = []
         self._vlm = vlm
         self._chat: Chat = vlm.chat(system=system)
         self._options = options
+        self._policy = policy
         self._json = json
         self._quiet = quiet
         self._at_terminal = sys.stdin.isatty()
@@ -139,7 +152,7 @@ class Conversation:
         if not names:
             complain("/image needs a file or an address")
             return
-        self.pictures += [_load(name) for name in names]
+        self.pictures += [_load(name, self._policy) for name in names]
         note(f"{len(self.pictures)} with your next line" if len(self.pictures) > 1 else "goes with your next line")
 
     def _answer(self, line: str) -> None:
@@ -155,10 +168,10 @@ class Conversation:
                 self.pictures = []
 
 
-def _load(name: str) -> Image:
+def _load(name: str, policy: MediaPolicy) -> Image:
     from behold.chat.media import load_image
 
-    return load_image(str(Path(name).expanduser()) if name.startswith("~") else name)
+    return load_image(str(Path(name).expanduser()) if name.startswith("~") else name, policy=policy)
 
 
 def _enable_line_editing() -> None:

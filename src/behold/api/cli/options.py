@@ -21,6 +21,7 @@ from behold.api.cli.terminal import leaving_at_once
 if TYPE_CHECKING:
     from behold.api.sampling import SamplingOptions
     from behold.api.vlm import VLM
+    from behold.chat.policy import MediaPolicy
 
 DEFAULT_MODEL = "llava-hf/llava-interleave-qwen-0.5b-hf"
 _MODEL = "Model"
@@ -109,6 +110,30 @@ class ModelChoice(RunChoice):
             revision=self.revision,
             offline=self.offline,
         )
+
+
+@dataclass(frozen=True)
+class PictureChoice:
+    """How pictures are decoded."""
+
+    jpeg_side: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="PIXELS",
+            help="Decode JPEGs at a half, a quarter or an eighth, as long as both sides keep so many pixels: sooner, "
+            "and answers may change a little.",
+            rich_help_panel="Pictures",
+            show_default=False,
+        ),
+    ] = None
+
+    @property
+    def policy(self) -> MediaPolicy:
+        """As what decodes them wants it."""
+        from behold.chat.policy import MediaPolicy
+
+        return MediaPolicy(jpeg_side=self.jpeg_side)
 
 
 def _number(help: str, *names: str) -> Any:  # noqa: ANN401 - as typer names it; what Annotated takes

@@ -50,6 +50,10 @@ class ServerChoice:
     served_model_name: Annotated[
         str | None, _door("The model's id in the API. \\[default: as it was loaded]", show_default=False)
     ] = None
+    jpeg_side: Annotated[
+        int | None,
+        _limit("Decode JPEGs at a part of their size that keeps both sides so many pixels.", min=1, show_default=False),
+    ] = None
     max_body_mib: Annotated[int, _limit("Size of a request.", min=1)] = 48
     max_waiting: Annotated[int, _limit("Requests that wait for their turn; one more gets 429.", min=1)] = 256
     deadline: Annotated[float, _limit("Seconds until an answer is cut off.")] = 600.0
@@ -69,6 +73,7 @@ class ServerChoice:
             api_keys=tuple(self.api_key or ()),
             cors_origins=tuple(self.cors_origin or ()),
             allow_urls=self.allow_urls,
+            jpeg_side=self.jpeg_side,
             max_body_bytes=self.max_body_mib << 20,
             max_waiting=self.max_waiting,
             deadline_s=self.deadline,

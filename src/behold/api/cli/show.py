@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import typer
 
 from behold.api.cli.asked import STDIN, read_images
-from behold.api.cli.options import CheckpointChoice, DebugOption, JsonOption, takes
+from behold.api.cli.options import CheckpointChoice, DebugOption, JsonOption, PictureChoice, takes
 from behold.api.cli.printing import print_json
 from behold.api.cli.terminal import leaving_at_once, reported, write
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from behold.api.show import Sight
 
 
-@takes(choice=CheckpointChoice)
+@takes(choice=CheckpointChoice, decoding=PictureChoice)
 def show(
     images: Annotated[
         list[str],
@@ -39,6 +39,7 @@ def show(
     json: JsonOption = False,
     debug: DebugOption = False,
     choice: CheckpointChoice,
+    decoding: PictureChoice,
 ) -> None:
     """Draw what the model sees: each picture resized or cut into tiles, the prompt, and its tokens.
 
@@ -50,7 +51,7 @@ def show(
             from behold.api.show import draw, look
             from behold.api.turns import user_message
 
-        message = user_message(read_images(images), question, detail=detail)
+        message = user_message(read_images(images), question, detail=detail, policy=decoding.policy)
         files = open_checkpoint(
             choice.model, revision=choice.revision, local_files_only=choice.offline, with_weights=False
         )

@@ -17,6 +17,7 @@ class ServerSettings:
     api_keys: any one of them lets a request in; none: no key is asked for, and any is taken.
     cors_origins: pages from these origins may call the API from a browser ("*": from all); none: no other page may.
     allow_urls: pictures may be given as http(s) addresses on the public internet. data: URIs always may.
+    jpeg_side: JPEGs are decoded at a part of their size that keeps both sides this many pixels long, see chat.policy.
     max_body_bytes: of one request, and of a picture that is fetched.
     max_waiting: requests that may wait for their turn; one more gets 429.
     max_picture_bytes: prepared pixels of all requests that wait or run; beyond that 429, too.
@@ -30,6 +31,7 @@ class ServerSettings:
     api_keys: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     allow_urls: bool = False
+    jpeg_side: int | None = None
     max_body_bytes: int = 48 << 20
     max_waiting: int = 256
     max_picture_bytes: int = 2 << 30
@@ -48,13 +50,16 @@ class ServerSettings:
                 raise OptionError(f"{name}={getattr(self, name)}: it must be at least {least:g}")
         if any(not key or not key.isascii() or not key.isprintable() for key in self.api_keys):
             raise OptionError("an API key is empty or has characters that a header cannot carry: use ASCII letters")
+        MediaPolicy(jpeg_side=self.jpeg_side)  # which says what is wrong with it
         if self.served_model_name == "":
             raise OptionError("served_model_name is empty: leave it out, or give the model a name")
 
     @property
     def media_policy(self) -> MediaPolicy:
         """What a picture in a request may be and may cost: never a path, an address only where that was allowed."""
-        return MediaPolicy.for_server(allow_urls=self.allow_urls, max_bytes=self.max_body_bytes)
+        return MediaPolicy.for_server(
+            allow_urls=self.allow_urls, max_bytes=self.max_body_bytes, jpeg_side=self.jpeg_side
+        )
 
     @property
     def is_local(self) -> bool:
