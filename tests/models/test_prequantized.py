@@ -70,7 +70,8 @@ def edit_config(folder: Path, **changes: Any) -> None:
 
 
 def load(folder: Path, **options: Any) -> VisionLanguageModel:
-    settings: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32, "progress": False} | options
+    settings: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32, "progress": False}
+    settings |= {"quantize": "full"} | options
     return load_model(CheckpointFiles.read(folder), **settings)
 
 
@@ -88,7 +89,8 @@ def test_answers_are_those_of_the_float_checkpoint(tmp_path: Path, name: str) ->
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert_same(model, load(plain))
     answers = [
-        behold.load(folder).ask(toys.picture(), "What is this?", max_new_tokens=12) for folder in (packed, plain)
+        behold.load(folder, quantize="full").ask(toys.picture(), "What is this?", max_new_tokens=12)
+        for folder in (packed, plain)
     ]
     assert answers[0] == answers[1]
 
@@ -101,6 +103,33 @@ def test_other_families_and_spellings(tmp_path: Path, name: str, toy: str, style
     packed, plain = quantized(toys.checkpoint(toy, style=style), tmp_path, *FORMATS[name])
     toys.shard(packed, 3)  # the parts of one weight need not lie in one file
     assert_same(load(packed), load(plain))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_arrives_small_stays_small(tmp_path: Path, name: str) -> None:
+    """On a CPU, without a word about it: the layers that came packed, and no others, as int8."""
+    packed, plain = quantized(toys.checkpoint("llava-siglip-qwen2"), tmp_path, *FORMATS[name])
+    vlm, full = behold.load(packed), load(plain)
+    small = {layer for layer, module in vlm.model.named_modules() if isinstance(module, Int8Linear)}
+    linears = {layer for layer, module in full.named_modules() if isinstance(module, nn.Linear)}
+    assert small == {layer for layer in linears if re.search(FORMATS[name][1], f"{layer}.weight")}
+    report = vlm.quantization_report()
+    assert {layer.name for layer in report.layers} == small and not report.fallbacks
+    assert all(layer.bytes_before < full.get_submodule(layer.name).weight.nbytes / 2 for layer in report.layers)
+    most = 1e-6 if name == "bnb8" else 0.012  # those integers are ours
+    assert max(layer.error for layer in report.layers) < most
+    assert len(vlm.ask(toys.picture(), "What is this?", max_new_tokens=4)) > 0
+
+
+def test_what_arrived_small_is_kept_for_the_next_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BEHOLD_CACHE", str(tmp_path / "kept"))
+    packed, _ = quantized(toys.checkpoint("idefics2"), tmp_path, *FORMATS["awq"])
+    first, second = (load(packed, quantize=None, cache_limit="1 GB") for _ in range(2))
+    assert first.quantized_layers == second.quantized_layers
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name])
+    assert len(list((tmp_path / "kept" / "quantized").iterdir())) == 1
+    assert not any(isinstance(module, Int8Linear) for module in load(packed).modules()), "full"
 
 
 @pytest.mark.parametrize("name", ["gptq", "bnb8"])

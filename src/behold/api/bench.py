@@ -109,13 +109,14 @@ def measure(setup: Setup, done: Callable[[], object] = lambda: None) -> Figures:
     from behold.api.session import open_checkpoint, open_engine, open_model, open_processor
     from behold.api.turns import user_message
     from behold.engine.options import EngineOptions
+    from behold.quant.schemes import FULL
     from behold.types import SamplingParams
 
     import_s = time.perf_counter() - start
     start = time.perf_counter()
     files = open_checkpoint(setup.folder)
     processor = open_processor(files)
-    model = open_model(files, device=setup.device, dtype=setup.dtype, quantize=setup.quantize, progress=False)
+    model = open_model(files, device=setup.device, dtype=setup.dtype, quantize=setup.quantize or FULL, progress=False)
     engine = open_engine(
         model,
         tokenizer=processor.tokenizer,

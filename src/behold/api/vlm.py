@@ -49,7 +49,8 @@ def load(
     "auto" picks what is fast and right on this machine. `offline=True` uses what is cached and never the network.
 
     quantize: "int8", "int4" or, on a GPU, "float8" makes the weights smaller; they are kept on disk, and the next load
-        takes no time.
+        takes no time. "full" does not; nor does None, but for a checkpoint that arrives quantized (AWQ, GPTQ …): on a
+        CPU the layers that do are kept as int8.
     cache_limit: what all such weights may take there, in bytes or as "20 GB"; 0 keeps none. None is the variable
         BEHOLD_CACHE_LIMIT, or 32 GB.
     jpeg_side: decode JPEGs at a part of their size that keeps both sides this long, in two thirds of the time; answers

@@ -11,7 +11,7 @@ import torch
 from huggingface_hub.utils.tqdm import tqdm
 
 from behold.checkpoint.prequantized.formats import read_prequantized
-from behold.checkpoint.prequantized.layout import without_zero_biases
+from behold.checkpoint.prequantized.layout import PackedWeight, without_zero_biases
 from behold.checkpoint.weights import (
     StoredTensor,
     StoredWeight,
@@ -26,7 +26,7 @@ from behold.kernels import native
 from behold.models.registry import find_family
 from behold.quant.apply import Quantizer
 from behold.quant.keep import Keeper, Shelf
-from behold.quant.schemes import find_scheme
+from behold.quant.schemes import FULL, PACKED, find_scheme
 from behold.threads import use_threads
 
 if TYPE_CHECKING:
@@ -52,8 +52,9 @@ def load_model(
     """The model of a folder, in eval mode and without gradients.
 
     A checkpoint that arrives quantized by another program is decoded one weight at a time.
-    quantize: None (such a checkpoint then runs in `dtype`, at that size) or a name from quant.schemes; weights are
-    quantised one by one while they are read, and kept on disk for the next time. cache_limit: see quant.cache.
+    quantize: a name from quant.schemes; weights are quantised one by one while they are read, and kept on disk for the
+    next time. "full": every weight in `dtype`. None: the same, but on a CPU those that arrive quantized are kept as
+    int8, which moves them by less than a percent. cache_limit: see quant.cache.
     attention: every name stands for torch's fused attention, which is what there is so far.
 
     Raises:
@@ -70,11 +71,10 @@ def load_model(
     config = family.read_config(files.config)
     tensors = stored_tensors(files.folder)
     model, shelf = None, None
-    if quantize is not None:
-        if find_scheme(quantize).for_gpus and device.type not in ("cpu", "cuda"):
-            raise OptionError(f"quantize={quantize!r} needs a CUDA device; use int8 or int4 on {device.type!r}.")
+    scheme = _scheme(quantize, files, device)
+    if scheme is not None:
         paths, name = {tensor.path for tensor in tensors.values()}, _name(files.folder)
-        shelf = Shelf(paths, files.config, name=name, scheme=quantize, dtype=dtype, limit=cache_limit)
+        shelf = Shelf(paths, files.config, name=name, scheme=scheme, dtype=dtype, limit=cache_limit)
         model = _kept_model(shelf, family, config)
     if model is None:
         bar = _Bar("Loading weights" if shelf is None else "Quantizing weights") if progress else None
@@ -86,6 +86,21 @@ def load_model(
         if shelf is not None:
             give_back_memory()
     return model.to(device).eval()
+
+
+def _scheme(quantize: str | None, files: CheckpointFiles, device: torch.device) -> str | None:
+    """What weights are rounded to while they are loaded; None: not at all.
+
+    Raises:
+        OptionError: no such scheme, or none for this device.
+    """
+    if quantize is None and device.type == "cpu" and read_prequantized(files.config) is not None:
+        return PACKED
+    if quantize is None or quantize == FULL:
+        return None
+    if find_scheme(quantize).for_gpus and device.type not in ("cpu", "cuda"):
+        raise OptionError(f"quantize={quantize!r} needs a CUDA device; use int8 or int4 on {device.type!r}.")
+    return quantize
 
 
 def _kept_model(shelf: Shelf, family: Family, config: ModelConfig) -> VisionLanguageModel | None:
@@ -122,7 +137,12 @@ def _read_model(
     if shelf is None:
         load_weights(model, files.folder, rules, device=device, dtype=dtype, progress=progress, stored=stored)
         return model
-    quantizer = Quantizer(shelf.scheme, model, decoder=model.decoder, device=device, dtype=dtype)
+    arrived = {
+        ours.removesuffix(".weight"): stored[names[0]].n_bytes
+        for ours, names in rules.apply_all(stored).items()
+        if isinstance(stored[names[0]], PackedWeight)
+    }
+    quantizer = Quantizer(shelf.scheme, model, decoder=model.decoder, device=device, dtype=dtype, arrived=arrived)
     filled = sum(1 for module in model.modules() if any(True for _ in module.parameters(recurse=False)))
     with Keeper(quantizer, shelf, n_modules=filled) as keeper:
         load_weights(

@@ -7,6 +7,7 @@ compared with the full weights', and where it is further off than its gate, a sa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 from behold.quant.float8 import Float8Linear
 from behold.quant.linear import Int4Linear, Int8Linear, QuantizedEmbedding, QuantizedLinear
-from behold.quant.schemes import FULL, GATES, SAFER, Layer, find_scheme
+from behold.quant.schemes import FULL, GATES, PACKED, SAFER, Layer, find_scheme
 
 _LINEARS: dict[str, type[QuantizedLinear]] = {"int8": Int8Linear, "int4": Int4Linear, "float8": Float8Linear}
 _PROBE_ROWS = 8
@@ -39,24 +40,29 @@ class Quantizer:
         skip: tuple[str, ...] = (),
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
+        arrived: Mapping[str, int] | None = None,
     ) -> None:
         """decoder: the part of `model` (None: all of it) that holds the text decoder. skip: ends of names that stay.
 
         device, dtype: where and as what a layer goes on (None: as it came); it is rounded where it is.
+        arrived: the bytes of weights that came quantized by another program, by their layers' names.
 
         Raises:
             OptionError: no such scheme.
         """
-        chosen = find_scheme(scheme)
+        chosen = find_scheme("int8" if scheme == PACKED else scheme)
         self.layers: list[Layer] = []
         self._model, self._device, self._dtype = model, device, dtype
         self._asked: dict[str, str] = {}
+        self._arrived = arrived or {}
         inside = {id(module) for module in (model if decoder is None else decoder).modules()}
         for name, module in model.named_modules():
             last, is_text = name.rpartition(".")[2], id(module) in inside
             wanted = isinstance(module, nn.Linear) or (
                 isinstance(module, nn.Embedding) and is_text and last == "embed_tokens"
             )
+            if scheme == PACKED and name not in self._arrived:
+                continue
             if wanted and not name.endswith(skip or "\n"):
                 in_text = {"lm_head": chosen.head, "embed_tokens": chosen.table}.get(last, chosen.decoder)
                 asked = in_text if is_text else chosen.elsewhere
@@ -75,6 +81,9 @@ class Quantizer:
         assert isinstance(module, nn.Linear | nn.Embedding)
         dtype = self._dtype or module.weight.dtype
         small, layer = round_layer(name, module, asked)
+        if name in self._arrived:
+            before = layer.bytes_before - module.weight.nbytes + self._arrived[name]
+            layer = replace(layer, bytes_before=before)
         self.layers.append(layer)
         if small is None:
             module.to(device=self._device, dtype=dtype)

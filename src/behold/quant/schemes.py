@@ -7,7 +7,8 @@ from typing import Any
 
 from behold.errors import OptionError
 
-FULL = "full"  # what a layer is called that stays as it is
+FULL = "full"  # what a layer is called that stays as it is; of a whole model, that all of them do
+PACKED = "int8 where packed"  # a checkpoint that arrived quantized: the layers that did, and no others
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,5 @@ def find_scheme(name: str) -> Scheme:
     """
     scheme = SCHEMES.get(name)
     if scheme is None:
-        raise OptionError(
-            f"quantize={name!r} is not supported. Supported: {', '.join(SCHEMES)}, or None for full weights."
-        )
+        raise OptionError(f"quantize={name!r} is not supported. Supported: {', '.join(SCHEMES)}, or {FULL}.")
     return scheme

@@ -78,7 +78,7 @@ class ModelChoice(RunChoice):
         typer.Option(
             "--quantize",
             metavar="SCHEME",
-            help="Smaller weights: int8, int4, or float8 on a GPU.",
+            help="Smaller weights: int8, int4, or float8 on a GPU; full: none.",
             rich_help_panel=_MODEL,
         ),
     ] = None
