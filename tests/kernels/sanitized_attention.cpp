@@ -17,6 +17,9 @@ using Attend = void(const Row *, int64_t, const float *, const float *, const fl
 Attend bh_attend_few, bh_attend_many;
 void bh_attend_all(const float *, const float *, const float *, float *, int64_t, int64_t, int64_t, int64_t, int64_t,
                    int64_t, int64_t, int);
+void bh_attend_q8_keep(const float *, const float *, const float *, char *, int64_t, int64_t, int64_t, int64_t, int64_t,
+                       int);
+void bh_attend_q8(const float *, char *, float *, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int);
 }
 
 namespace {
@@ -34,9 +37,9 @@ std::vector<float> numbers(int64_t size) {
     return values;
 }
 
-bool close(const std::vector<float> &a, const std::vector<float> &b) {
+bool close(const std::vector<float> &a, const std::vector<float> &b, float most = 1e-5f) {
     for (size_t i = 0; i < a.size(); i++)
-        if (!(std::fabs(a[i] - b[i]) < 1e-5f)) return false;
+        if (!(std::fabs(a[i] - b[i]) < most)) return false;
     return true;
 }
 
@@ -69,7 +72,16 @@ int main() {
         bh_attend_all(x.data(), x.data(), x.data(), part.data(), 1, n, begin, n, heads, dim, heads * dim, 1);
         if (std::vector<float>(whole.begin() + begin * heads * dim, whole.end()) != part)
             return std::printf("a part differs\n"), 1;
-        done++;
+        const int64_t padded = (dim + 23) / 24 * 24;
+        std::vector<char> kept(heads * (4 * (dim + padded) + (n + 95) / 96 * (96 * (12 + dim) + padded * 100)));
+        bh_attend_q8_keep(x.data(), x.data(), x.data(), kept.data(), 1, n, heads, dim, heads * dim, 1);
+        std::vector<float> rounded(x.size());
+        bh_attend_q8(x.data(), kept.data(), rounded.data(), 1, n, 0, n, heads, dim, heads * dim, 1);
+        bh_attend_q8(x.data(), kept.data(), part.data(), 1, n, begin, n, heads, dim, heads * dim, 1);
+        if (std::vector<float>(rounded.begin() + begin * heads * dim, rounded.end()) != part)
+            return std::printf("a part of the rounded differs\n"), 1;
+        if (!close(rounded, whole, 0.05f)) return std::printf("rounded too much\n"), 1;
+        done += 2;
     }
     std::printf("%d attentions\n", done);
 }

@@ -35,6 +35,8 @@ _SIGNATURES: dict[str, str] = {  # p: address, i: 64-bit integer, d: double, t: 
     "bh_attend_few": "pippppiiiiiiiit",
     "bh_attend_many": "pippppiiiiiiiit",
     "bh_attend_all": "ppppiiiiiiit",
+    "bh_attend_q8_keep": "ppppiiiiit",
+    "bh_attend_q8": "pppiiiiiiit",
     "bh_replay": "pi",
     "bh_resample_rows": "pppppiiii",
     "bh_resample_columns": "pppppiii",
