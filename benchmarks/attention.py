@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from behold.kernels.attention import RowTokens, Way, attend_all
+from behold.kernels.attention_q8 import Rounded
 from behold.nn.attention import attend_one
 
 PAGE_TOKENS = 16
@@ -91,13 +92,15 @@ def by_turns(ways: dict[str, Callable[[int], object]], repeats: int) -> list[str
 
 def towers() -> Table:
     """Vision towers: every patch sees every other."""
-    table = Table("patches", "torch", "ours", title="ms a layer, one picture")
+    table = Table("patches", "torch", "ours", "ours, rounded", title="ms a layer, one picture")
     for name, (length, heads, dim) in TOWERS.items():
         q, k, v = torch.randn(3, 1, length, heads * dim)
+        joined = torch.cat((q, k, v), dim=2)
         split = [x.view(1, length, heads, dim).transpose(1, 2) for x in (q, k, v)]
         ways: dict[str, Callable[[int], object]] = {
             "torch": lambda _, s=split: F.scaled_dot_product_attention(*s),
             "ours": lambda _, x=(q, k, v), n=length, h=heads: attend_all(*x, h, start=0, stop=n),
+            "rounded": lambda _, x=joined, n=length, h=heads: Rounded(x, h).attend(0, n),
         }
         table.add_row(f"{name}: {length}", *by_turns(ways, 5 if length > 1000 else 21))
     return table

@@ -6,20 +6,18 @@ arxiv.org/abs/2303.15343; positions for any size after NaViT, arxiv.org/abs/2307
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from behold.kernels import attention_q8
-from behold.nn.attention import attend_all
+from behold.nn.all_to_all import AllToAll
 from behold.nn.embedding import embedding
 from behold.nn.linear import Linear
 from behold.nn.mlp import MLP
 from behold.nn.seldom import Seldom
-from behold.quant.joined import Joined
 
 if TYPE_CHECKING:
     from behold.models.config import VisionConfig
@@ -72,16 +70,15 @@ class SelfAttention(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         width = config.hidden_size
-        self.heads = config.num_attention_heads
         self.q_proj = Linear(width, width)
         self.k_proj = Linear(width, width)
         self.v_proj = Linear(width, width)
         self.out_proj = Linear(width, width)
-        self._joined = Joined()
+        self.attention = AllToAll(config.num_attention_heads)
 
     def steps(self, x: Tensor, plain: Tensor) -> Generator[None, None, Tensor]:
         """(B, n, D) to (B, n, D), in pieces; `plain`, of that shape, is added."""
-        attend = self._rows_of(x)
+        attend = self.attention.rows_of(x, self.q_proj, self.k_proj, self.v_proj)
         yield
         done = []
         pieces, length = n_pieces(x), x.shape[1]
@@ -90,16 +87,6 @@ class SelfAttention(nn.Module):
             done.append(self.out_proj(attend(rows), plain[:, rows].contiguous()))
             yield
         return torch.cat(done, dim=1)
-
-    def _rows_of(self, x: Tensor) -> Callable[[slice], Tensor]:
-        """What computes rows of attention among x (B, n, D), before the last projection; rounded where layers are."""
-        layers = (self.q_proj, self.k_proj, self.v_proj)
-        kernel = self._joined.kernel(x, *layers)
-        if kernel is not None and attention_q8.suits(x.shape[2], self.heads):
-            rounded = attention_q8.Rounded(kernel(x), self.heads)
-            return lambda rows: rounded.attend(rows.start, rows.stop)
-        q, k, v = (layer(x) for layer in layers)
-        return lambda rows: attend_all(q, k, v, rows, heads=self.heads)
 
 
 class EncoderLayer(Seldom):
