@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from behold.kernels import native
-from behold.kernels.attention import FORK_WORK, MAX_DIM
 
 # What csrc/attention_q8.cpp calls the same.
 CHUNK = 96
 WIDE = 24
+MAX_DIM = 128
+
+FORK_NUMBERS = 1 << 17  # less is done before a second thread has begun
 
 
 def suits(width: int, heads: int) -> bool:
@@ -33,7 +35,7 @@ class Rounded:
         batch, length, width = joined.shape
         self._width = width // 3
         self._kept = torch.empty(batch * heads * _head_bytes(length, self._width // heads), dtype=torch.uint8)
-        self._threads = torch.get_num_threads() if joined.numel() >= FORK_WORK else 1
+        self._threads = torch.get_num_threads() if joined.numel() >= FORK_NUMBERS else 1
         addresses = (joined.data_ptr() + i * self._width * joined.element_size() for i in range(3))
         shape = (batch, length, heads, self._width // heads, width)
         native.call(
