@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from behold.kernels import attention_q8
-from behold.nn.attention import attend_all
+from behold.kernels import attention, attention_q8
 from behold.quant.joined import Joined
 
 
@@ -28,3 +28,14 @@ class AllToAll:
             return lambda rows: rounded.attend(rows.start, rows.stop)
         q, k, v = (layer(x) for layer in layers)
         return lambda rows: attend_all(q, k, v, rows, heads=self._heads)
+
+
+def attend_all(q: Tensor, k: Tensor, v: Tensor, rows: slice, *, heads: int) -> Tensor:
+    """Those rows [start, stop) of attention in which each sees all of its own batch entry.
+
+    q, k, v: (B, n, heads · d). Returns (B, stop - start, heads · d).
+    """
+    if attention.suits_all(q, k, v, heads):
+        return attention.attend_all(q, k, v, heads, start=rows.start, stop=rows.stop)
+    q, k, v = (x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q[:, rows], k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)

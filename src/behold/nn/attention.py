@@ -14,8 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from behold.kernels import attention
-
 
 @dataclass(frozen=True, slots=True)
 class AttentionPlan:
@@ -128,17 +126,6 @@ def attend_masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tenso
         enable_gqa=n_heads != k.shape[0],
     )
     return out[0].transpose(0, 1)
-
-
-def attend_all(q: Tensor, k: Tensor, v: Tensor, rows: slice, *, heads: int) -> Tensor:
-    """Those rows [start, stop) of attention in which each sees all of its own batch entry.
-
-    q, k, v: (B, n, heads · d). Returns (B, stop - start, heads · d).
-    """
-    if attention.suits_all(q, k, v, heads):
-        return attention.attend_all(q, k, v, heads, start=rows.start, stop=rows.stop)
-    q, k, v = (x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q[:, rows], k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 def narrowed(x: Tensor, dtype: torch.dtype) -> Tensor:
