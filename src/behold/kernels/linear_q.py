@@ -16,6 +16,7 @@ from torch import Tensor
 from behold.kernels import native
 
 FORK_PRODUCTS = 1 << 18  # a smaller layer is done before a second thread has begun
+FEW = 16  # rows up to which reading the weights is what takes the time: csrc/linear_q.cpp
 # 32 bits hold the sums of so many products.
 MAX_INPUTS_8 = 1 << 16
 MAX_INPUTS_4 = 1 << 14
@@ -41,10 +42,12 @@ class Parts:
     bias: Tensor | None
     outputs: int
 
-    def numbers(self) -> list[int]:
+    def numbers(self, wide: tuple[Tensor, Tensor] | None = None) -> list[int]:
+        """The layer as csrc/linear_q.h has it; wide: as `wide_weights` gives it, or not looked for."""
         tensors = (self.weight, self.multipliers, self.scale, self.sums, self.bias)
         assert all(tensor is None or tensor.is_contiguous() for tensor in tensors)
-        return [*(0 if tensor is None else tensor.data_ptr() for tensor in tensors), self.outputs]
+        found = (0, 0) if wide is None else (wide[0].data_ptr(), wide[1].data_ptr())
+        return [*(0 if tensor is None else tensor.data_ptr() for tensor in tensors), self.outputs, *found]
 
 
 class Kernel:
@@ -54,12 +57,12 @@ class Kernel:
     it would speak of other layers' tensors.
     """
 
-    __slots__ = ("_count", "_inputs", "_layers", "_library", "_parts", "_width")
+    __slots__ = ("_count", "_inputs", "_layers", "_library", "_parts", "_wide", "_width")
 
     def __init__(self, parts: Sequence[Parts], inputs: int) -> None:
         self._parts = parts  # they live as long as their addresses are used
-        numbers = [number for part in parts for number in part.numbers()]
-        self._layers, self._count = (ctypes.c_int64 * len(numbers))(*numbers), len(parts)
+        self._layers, self._count = _words([part.numbers() for part in parts]), len(parts)
+        self._wide: list[tuple[Tensor, Tensor] | None] | None = None
         self._library = native.LIBRARY
         self._inputs, self._width = inputs, sum(part.outputs for part in parts)
 
@@ -87,6 +90,9 @@ class Kernel:
         residual: (…, N), for ADD.
         """
         assert x.shape[-1] == self._inputs, (x.shape, self._inputs)
+        rows = x.numel() // self._inputs
+        if rows > FEW and self._wide is None:
+            self._look_for_wide()
         width = self._width >> 1 if after is After.TIMES_SILU else self._width
         out = x.new_empty((*x.shape[:-1], width))
         assert residual is None or residual.shape == out.shape
@@ -100,12 +106,39 @@ class Kernel:
             eps,
             None if residual is None else residual.data_ptr(),
             out.data_ptr(),
-            x.numel() // self._inputs,
+            rows,
             self._inputs,
             torch.get_num_threads() if x.numel() * self._width >= FORK_PRODUCTS else 1,
             kept=(self, x, norm, residual, out),
         )
         return out
+
+    def _look_for_wide(self) -> None:
+        """For the first product with many rows. What the library has in hand stays as it is: others may be using it."""
+        self._wide = [None if part.multipliers is not None else wide_weights(part.weight) for part in self._parts]
+        self._layers = _words([part.numbers(wide) for part, wide in zip(self._parts, self._wide, strict=True)])
+
+
+def _words(layers: list[list[int]]) -> ctypes.Array[ctypes.c_int64]:
+    numbers = [number for layer in layers for number in layer]
+    return (ctypes.c_int64 * len(numbers))(*numbers)
+
+
+def wide_weights(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Which weights of an int8 layer, as it is packed, have products that may not fit when they are added in 16 bits.
+
+    Where each panel's begin, (panels + 1,) int32, and all of them, (count,) int64: csrc/linear_q.h says what they hold.
+    """
+    assert native.LIBRARY is not None
+    panels, quads = weight.shape[:2]
+    counts = torch.zeros(panels, dtype=torch.int32)
+    threads = torch.get_num_threads() if weight.numel() >= FORK_PRODUCTS else 1
+    look = native.LIBRARY.bh_wide_q8
+    look(weight.data_ptr(), panels, 4 * quads, counts.data_ptr(), None, None, threads)
+    begin = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int()
+    entries = torch.empty(max(1, int(begin[-1])), dtype=torch.int64)
+    look(weight.data_ptr(), panels, 4 * quads, counts.data_ptr(), begin.data_ptr(), entries.data_ptr(), threads)
+    return begin, entries
 
 
 def table_rows(ids: Tensor, weight: Tensor, scale: Tensor, width: int) -> Tensor:

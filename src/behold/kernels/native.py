@@ -27,6 +27,7 @@ _AVX2 = {"avx2", "fma", "f16c"}
 _SIGNATURES: dict[str, str] = {  # p: address, i: 64-bit integer, d: double, t: number of threads
     "bh_linear_f32": "pppppiiit",
     "bh_linear_q": "ppiipdppiit",
+    "bh_wide_q8": "piipppt",
     "bh_table_q8": "pipppit",
     "bh_round_q4": "ppppiit",
     "bh_rms_norm_f32": "pppiidt",

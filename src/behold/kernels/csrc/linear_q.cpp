@@ -16,6 +16,21 @@ int64_t panels_of(const Layer &layer) { return (layer.n + PANEL - 1) / PANEL; }
 
 bool codes(const Layer &layer) { return layer.multipliers != nullptr; }
 
+// Of every tile, what panel_q8 asks for.
+const uint8_t *largest_of_tiles(const Row *rows, int64_t count, int64_t k, int threads) {
+    static thread_local std::vector<uint8_t> memory;
+    const int64_t tiles = (count + TILE - 1) / TILE, places = (k + 3) / 4 * 4;
+    if (static_cast<int64_t>(memory.size()) < tiles * places) memory.resize(tiles * places);
+    uint8_t *all = memory.data();
+    in_parallel(tiles, 4, threads, [&](int64_t begin, int64_t end) {
+        for (int64_t tile = begin; tile < end; tile++) {
+            const int64_t first = tile * TILE, rest = count - first;
+            largest_q8(rows + first, rest < TILE ? rest : TILE, k, all + tile * places);
+        }
+    });
+    return all;
+}
+
 // One portion of the rows with layers that want the same integers.
 struct Call {
     const Layer *layers;
@@ -26,9 +41,10 @@ struct Call {
     float *y;
     int64_t width;
     const int32_t *offsets; // for few rows and codes
+    const uint8_t *largest; // for many rows, and weights of 8 bits that were looked at
 
     void panel(int64_t layer, int64_t column, After then, int64_t begin, int64_t end, int64_t panel, bool few) const {
-        const Columns columns{layers[layer], rows, y + column, width, then, residual};
+        const Columns columns{layers[layer], rows, y + column, width, then, residual, largest};
         if (codes(layers[layer]))
             panel_q4(columns, k, begin, end, panel, offsets);
         else
@@ -64,6 +80,8 @@ struct Call {
         const bool few = n_rows <= FEW_4;
         const Window codes_take = few ? Window::SIGNED : Window::EIGHT_BITS;
         rows = round_rows(x, n_rows, k, codes(layers[0]) ? codes_take : Window::SEVEN_BITS, {norm, eps}, threads);
+        if (!codes(layers[0]) && layers[0].wide_from && n_rows > FEW)
+            largest = largest_of_tiles(rows, n_rows, k, threads);
         if (!few || !codes(layers[0])) return;
         const int64_t groups = (k + GROUP - 1) / GROUP;
         memory.resize(n_rows * groups);
@@ -103,7 +121,8 @@ BH_EXPORT void bh_linear_q(const float *x, const Layer *layers, int64_t count, A
         const float *added = residual ? residual + start * width : nullptr;
         int64_t last, column = 0;
         for (int64_t first = 0; first < count; first = last) {
-            Call call{layers + first, 0, k, after, nullptr, added, y + start * width + column, width, nullptr};
+            Call call{layers + first, 0, k, after, nullptr, added, y + start * width + column, width, nullptr,
+                      nullptr};
             for (last = first; last < count && codes(layers[last]) == codes(layers[first]); last++) {
                 call.count++;
                 if (after != TIMES_SILU) column += layers[last].n;

@@ -6,6 +6,13 @@
 #include "pointwise.h"
 #include "rows.h"
 
+// Four weights of a column that are added in 16 bits: those of two neighbouring places and of the two four further.
+// Their products fit where none of a row's integers there is above the limit.
+struct Wide {
+    int32_t place;
+    int16_t column, limit;
+};
+
 struct Layer {
     const void *w;             // packed as linear_q8.cpp and linear_q4.cpp say
     const int8_t *multipliers; // null: weights of 8 bits
@@ -13,6 +20,8 @@ struct Layer {
     const int32_t *sums;       // (n) of each column's integer weights
     const float *bias;         // (n) or null
     int64_t n;
+    const int32_t *wide_from; // of each panel and of what is behind the last, in `wide`; null: not looked for
+    const Wide *wide;
 };
 
 enum After : int64_t { STORE, ADD, TIMES_SILU, GELU };
@@ -24,7 +33,8 @@ struct Columns {
     float *y;
     int64_t width;
     After after;
-    const float *residual; // as y, for ADD
+    const float *residual;  // as y, for ADD
+    const uint8_t *largest; // as largest_q8 gives them, for each tile; null: products are not added by eights
 
     // Row m of a panel from the exact sums of its integers and its outliers: one formula for every kernel.
     void finish(int64_t m, int64_t panel, const int32_t *products) const {
@@ -77,8 +87,13 @@ struct Columns {
     }
 };
 
-// Rows [begin, end) of one panel of a layer. With few rows, reading the weights is what takes the time.
+constexpr int64_t TILE = 3; // rows that share the weights that are read
+
+// Rows [begin, end) of one panel of a layer, from a tile's first. With few rows, reading the weights takes the time.
 void panel_q8(const Columns &columns, int64_t k, int64_t begin, int64_t end, int64_t panel, bool few);
+
+// The largest integer that `count` rows of a tile have in the places i, i + 1, i + 4 and i + 5, for each place i.
+void largest_q8(const Row *rows, int64_t count, int64_t k, uint8_t *out);
 void panel_q4(const Columns &columns, int64_t k, int64_t begin, int64_t end, int64_t panel, const int32_t *offsets);
 
 constexpr int64_t GROUP = 32; // places of K with a multiplier, at 4 bits
