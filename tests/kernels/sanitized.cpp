@@ -9,6 +9,7 @@
 
 extern "C" void bh_linear_q(const float *, const Layer *, int64_t, After, const float *, double, const float *, float *,
                             int64_t, int64_t, int);
+extern "C" void bh_wide_q8(const int8_t *, int64_t, int64_t, int32_t *, const int32_t *, Wide *, int);
 extern "C" void bh_round_q4(const float *, uint8_t *, int8_t *, float *, int64_t, int64_t, int);
 
 namespace {
@@ -83,7 +84,8 @@ int main() {
         const int64_t k = random(0, 3) ? random(1, 200) : random(900, 1200), n = random(1, 100);
         const int64_t panels = (n + 31) / 32;
         const std::vector<float> scale(n, 0.01f), bias(n, 1.0f);
-        const auto w8 = bytes<int8_t>(panels * ((k + 3) / 4) * 128, -127, 127);
+        const int largest = random(0, 1) ? 127 : 70; // four of 70 seldom exceed 16 bits
+        const auto w8 = bytes<int8_t>(panels * ((k + 3) / 4) * 128, -largest, largest);
         const auto w4 = bytes<uint8_t>(panels * ((k + 31) / 32) * 512, 0, 255);
         const auto multipliers = bytes<int8_t>(panels * ((k + 31) / 32) * 32, -63, 63);
         const std::vector<int32_t> sums8 = sums(n, k, [&](int64_t panel, int64_t column, int64_t place) {
@@ -96,8 +98,13 @@ int main() {
         });
         const std::vector<float> norm((k + 7) / 8 * 8, 1.0f), residual(rows * n, 1.0f);
         const float *b = random(0, 1) ? bias.data() : nullptr, *weight = k % 8 || random(0, 1) ? nullptr : norm.data();
-        const Layer eight{w8.data(), nullptr, scale.data(), sums8.data(), b, n};
-        const Layer four{w4.data(), multipliers.data(), scale.data(), sums4.data(), b, n};
+        std::vector<int32_t> counts(panels), from(panels + 1);
+        bh_wide_q8(w8.data(), panels, k, counts.data(), nullptr, nullptr, 1);
+        for (int64_t p = 0; p < panels; p++) from[p + 1] = from[p] + counts[p];
+        std::vector<Wide> wide(from[panels]);
+        bh_wide_q8(w8.data(), panels, k, counts.data(), from.data(), wide.data(), 1);
+        const Layer eight{w8.data(), nullptr, scale.data(), sums8.data(), b, n, from.data(), wide.data()};
+        const Layer four{w4.data(), multipliers.data(), scale.data(), sums4.data(), b, n, nullptr, nullptr};
         const Layer both[] = {eight, four}, gated[] = {four, eight};
         const auto run = [&](const Layer *layers, int64_t count, After after, int64_t width) {
             return same(rows, k, width, [&](const float *x, float *y, int64_t m) {

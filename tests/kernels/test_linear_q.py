@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import ctypes
+import itertools
 
 import pytest
 import torch
@@ -139,6 +141,62 @@ def test_the_largest_sums_fit(kind: type[QuantizedLinear], k: int, outliers: int
         torch.testing.assert_close(found, full(x), rtol=0.01, atol=0)
         torch.testing.assert_close(found.double(), exact(layer, x), rtol=1e-6, atol=0)
     assert input_steps(x, layer.INPUT_BITS)[0][0] < 0.011, "outliers are apart"
+
+
+def with_wide(k: int, n: int, share: float) -> Int8Linear:
+    """A layer of whose sums of four products in 16 bits about `share` may not fit."""
+    full = nn.Linear(k, n).requires_grad_(False)
+    weight = torch.randn(n, -(-k // 8), 2, 2, 2).clamp(-3, 3)  # places: 8 · eight + 4 · quad + 2 · pair + one
+    wide = (torch.rand(n, weight.shape[1], 1, 2, 1) < share) * torch.randn(n, weight.shape[1], 1, 2, 1).sign()
+    weight = torch.where(wide != 0, wide * (5 + torch.rand_like(weight)), weight).view(n, -1)[:, :k]
+    full.weight.copy_(weight).clamp_(-6, 6)[:, 0] = 6
+    return Int8Linear.of(full)
+
+
+@pytest.mark.usefixtures("library")
+@relaxed
+@given(
+    sides=st.tuples(st.integers(1, 300), st.integers(1, 70)),
+    rows=st.integers(17, 40),
+    share=st.sampled_from([0.0, 0.001, 0.01, 0.1]),
+    seed=st.integers(0, 99),
+)
+def test_what_16_bits_lose_is_found(sides: tuple[int, int], rows: int, share: float, seed: int) -> None:
+    torch.manual_seed(seed)
+    layer = with_wide(*sides, share)
+    x = rows_of([KINDS[number % len(KINDS)] for number in range(rows)], sides[0])
+    weight = layer.dequantized()
+    for number, sign in enumerate((1, -1, 1, -1)):  # all of a column's weights of one sign at once, and no other
+        x[number] = (sign * weight[number % len(weight)]).sign().clamp_min(0)
+    x[4] = 1.0
+    with torch.inference_mode():
+        found = layer(x)
+        assert layer.bias is not None
+        wanted = exact(layer, x) + layer.bias
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=1e-6 * float(wanted.abs().max()))
+        assert torch.equal(found, torch.cat([layer(row[None]) for row in x])), "together = alone"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.003, 1.0])
+def test_which_sums_may_not_fit(library: ctypes.CDLL, share: float) -> None:
+    torch.manual_seed(0)
+    k, n = 203, 70
+    layer = with_wide(k, n, share)
+    begin, entries = linear_q.wide_weights(layer.weight)
+    if "avx2" not in library._name:
+        assert not begin.any(), "other kernels add in 32 bits"
+        return
+    assert len(begin) == 4
+    four = torch.nn.functional.pad(layer._integers().int(), (0, 5)).view(n, 26, 2, 2, 2).transpose(2, 3).flatten(3)
+    far = torch.maximum(four.clamp_min(0).sum(3), -four.clamp_max(0).sum(3))  # (n, eight, pair)
+    wanted = {(c, 8 * i + 2 * j, 32767 // int(far[c, i, j])) for c, i, j in (far * 127 > 32767).nonzero().tolist()}
+    found = set()
+    for panel, (first, last) in enumerate(itertools.pairwise(begin.tolist())):
+        for entry in entries[first:last].tolist():
+            place, column, limit = entry & 0xFFFFFFFF, entry >> 32 & 0xFFFF, entry >> 48
+            found.add((32 * panel + column, place, limit))
+    assert found == (wanted if share < 1 else {(32 * panel, 0xFFFFFFFF, 0) for panel in range(3)})
+    assert bool(wanted) == (share > 0)
 
 
 @pytest.mark.parametrize("kind", LAYERS)
