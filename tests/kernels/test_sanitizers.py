@@ -17,6 +17,7 @@ FLAGS = ["-std=c++17", "-O0", "-fno-math-errno", "-fsanitize=address,undefined",
 PROGRAMS = [
     ("sanitized.cpp", ("linear_q.cpp", "linear_q8.cpp", "linear_q4.cpp", "round_q4.cpp", "rows.cpp"), "300 products"),
     ("sanitized_attention.cpp", ("attention_few.cpp", "attention_tiles.cpp", "attention_q8.cpp"), "144 attentions"),
+    ("sanitized_resample.cpp", ("resample.cpp",), "120 pictures"),
 ]
 
 
