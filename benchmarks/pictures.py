@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+import torch
 from PIL import Image
 
 from behold.chat.media import load_image
@@ -84,7 +85,7 @@ def section(runs: int) -> str:
     return "\n\n".join(
         (
             f"## A photograph of 12 megapixels to {SIDE} × {SIDE}",
-            f"JPEG of {len(files[0]) / 1e6:.1f} MB in memory, one thread, medians of {runs}. {machine()}; "
+            f"JPEG of {len(files[0]) / 1e6:.1f} MB in memory, {torch.get_num_threads()} threads, medians of {runs}. {machine()}; "
             f"Pillow {package_version('Pillow')}; `python -m benchmarks.pictures --write`.",
             markdown(lines),
         )

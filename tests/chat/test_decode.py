@@ -6,6 +6,7 @@ import io
 import struct
 import warnings
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,3 +154,17 @@ def test_a_jpeg_can_be_decoded_at_a_part_of_its_size() -> None:
     assert max(abs(a - b) for a, b in zip(whole.getpixel((9, 9)), part.getpixel((9, 9)), strict=True)) <= 2
     with pytest.raises(OptionError, match="jpeg_side=0"):
         MediaPolicy(jpeg_side=0)
+
+
+def test_a_large_jpeg_is_decoded_into_one_piece() -> None:
+    """And Pillow goes on as before for whoever else uses it."""
+    core: Any = Image.core
+    usual, file = core.get_block_size(), io.BytesIO()
+    Image.linear_gradient("L").convert("RGB").resize((2400, 1800)).save(file, "JPEG")
+    image = decode(file.getvalue(), "it", MediaPolicy())
+    assert core.get_block_size() == usual
+    assert image.tobytes() == Image.open(file).tobytes()
+    if hasattr(image, "__arrow_c_array__"):
+        assert image.__arrow_c_array__()
+        with pytest.raises(ValueError, match=r"contiguous|block"):
+            Image.open(file).__arrow_c_array__()

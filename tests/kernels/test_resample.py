@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -25,10 +29,18 @@ def equal(image: Image.Image, size: tuple[int, int], kind: int) -> bool:
     return ours.mode == "RGB" and ours.size == size and ours.tobytes() == pillows.tobytes()
 
 
-@pytest.fixture
-def small_ones_too(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=["in one piece", "in pieces", "by two threads"])
+def small_ones_too(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(resample, "_FEWEST_PIXELS", 1)
     monkeypatch.setattr(resample, "_BAND_BYTES", 1 << 14)
+    core: Any = Image.core
+    usual, threads = core.get_block_size(), torch.get_num_threads()
+    if request.param == "in pieces":
+        core.set_block_size(1 << 16)
+    torch.set_num_threads(2 if request.param == "by two threads" else 1)
+    yield
+    core.set_block_size(usual)
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.usefixtures("library", "small_ones_too")

@@ -2,16 +2,20 @@
 
 Pillow's steps (src/libImaging/Resample.c): columns first, mostly, then rows; weights from the filter in double
 precision, normalised to a sum of 1, rounded to 22 bits; 8-bit pixels after each direction. What is done here otherwise:
-16 numbers a multiplication (csrc/resample.cpp), and bands of the picture that stay in the cache. One thread.
+16 numbers a multiplication (csrc/resample.cpp), where the picture lies if it is in one piece, else in bands that stay
+in the cache. Two threads of Python's, which sleep when there is nothing to do; more would wait for memory.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -65,14 +69,22 @@ def resize(image: Image.Image, size: tuple[int, int], resample: int) -> Image.Im
     rows = np.zeros((image.height, padded, 4), np.uint8)
     part = rows if padded == width else np.empty((image.height, width, 4), np.uint8)
     step = max(4, _BAND_BYTES // (4 * image.width) // 4 * 4)
-    for top in range(0, image.height, step):
-        bottom = min(top + step, image.height)
-        band = image.crop((0, top, image.width, bottom))
-        address, owner = _pixels(band)
-        native.LIBRARY.bh_resample_rows(
+
+    def narrow(address: int, top: int, bottom: int) -> None:
+        native.LIBRARY.bh_resample_rows(  # type: ignore[union-attr]
             address, part[top:].ctypes.data, *_addresses(across), bottom - top, image.width, width, across[1].shape[1]
         )
-        del owner
+
+    try:
+        address, owner = _pixels(image)
+    except ValueError:  # Pillow's answer where it is in several pieces
+        for top in range(0, image.height, step):
+            bottom = min(top + step, image.height)
+            address, owner = _pixels(image.crop((0, top, image.width, bottom)))
+            narrow(address, top, bottom)
+    else:
+        _in_two(lambda top, bottom: narrow(address + 4 * image.width * top, top, bottom), image.height)
+    del owner
     if part is not rows:
         rows[:, :width] = part
     down = _weights(image.height, height, resample)
@@ -81,6 +93,18 @@ def resize(image: Image.Image, size: tuple[int, int], resample: int) -> Image.Im
         rows.ctypes.data, out.ctypes.data, *_addresses(down), padded, height, down[1].shape[1]
     )
     return Image.frombytes("RGB", size, out, "raw", "RGBX", 4 * padded)
+
+
+def _in_two(work: Callable[[int, int], None], rows: int) -> None:
+    """work(begin, end) over the rows, by two threads where two may work."""
+    middle = rows // 8 * 4 if torch.get_num_threads() > 1 else 0
+    if not middle:
+        work(0, rows)
+        return
+    helper = threading.Thread(target=work, args=(0, middle))
+    helper.start()
+    work(middle, rows)
+    helper.join()
 
 
 Weights = tuple[NDArray[np.int32], NDArray[np.int16], NDArray[np.int16]]
