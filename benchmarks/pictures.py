@@ -85,8 +85,8 @@ def section(runs: int) -> str:
     return "\n\n".join(
         (
             f"## A photograph of 12 megapixels to {SIDE} × {SIDE}",
-            f"JPEG of {len(files[0]) / 1e6:.1f} MB in memory, {torch.get_num_threads()} threads, medians of {runs}. {machine()}; "
-            f"Pillow {package_version('Pillow')}; `python -m benchmarks.pictures --write`.",
+            f"JPEG of {len(files[0]) / 1e6:.1f} MB in memory, {torch.get_num_threads()} threads, medians of {runs}. "
+            f"{machine()}; Pillow {package_version('Pillow')}; `python -m benchmarks.pictures --write`.",
             markdown(lines),
         )
     )

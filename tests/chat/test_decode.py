@@ -156,11 +156,12 @@ def test_a_jpeg_can_be_decoded_at_a_part_of_its_size() -> None:
         MediaPolicy(jpeg_side=0)
 
 
-def test_a_large_jpeg_is_decoded_into_one_piece() -> None:
+@pytest.mark.parametrize("size", [(2400, 1800), (3000, 2900)])
+def test_a_large_jpeg_is_decoded_into_one_piece(size: tuple[int, int]) -> None:
     """And Pillow goes on as before for whoever else uses it."""
     core: Any = Image.core
     usual, file = core.get_block_size(), io.BytesIO()
-    Image.linear_gradient("L").convert("RGB").resize((2400, 1800)).save(file, "JPEG")
+    Image.linear_gradient("L").convert("RGB").resize(size).save(file, "JPEG")
     image = decode(file.getvalue(), "it", MediaPolicy())
     assert core.get_block_size() == usual
     assert image.tobytes() == Image.open(file).tobytes()

@@ -12,7 +12,7 @@ import pytest
 
 from tests.structure.sources import Import, imports_of, inside, modules, parse_imports, reachable, third_party
 
-GROUND = ("behold.types", "behold.errors", "behold.device", "behold.threads", "behold._version")
+GROUND = ("behold.types", "behold.errors", "behold.device", "behold.threads", "behold.pixels", "behold._version")
 FLOOR_1 = (
     "behold.nn*",
     "behold.kernels*",
@@ -37,6 +37,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "behold._version": (),
     "behold.device": ("behold.errors",),
     "behold.threads": ("behold.errors",),
+    "behold.pixels": (),
     "behold.nn*": ("behold.nn.linear", "behold.nn.norms", "behold.kernels*", "behold.quant.joined"),
     "behold.kernels*": ("behold.kernels.native",),
     "behold.quant.schemes": ("behold.nn*", "behold.kernels*"),

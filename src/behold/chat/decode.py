@@ -7,11 +7,8 @@ checked on the header, before pixels are decoded.
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable
-from contextlib import suppress
 from io import BytesIO
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -25,6 +22,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from behold.chat.guards import MAX_EXIF_BYTES, check_file, check_header
 from behold.chat.policy import MediaPolicy
 from behold.errors import MediaError
+from behold.pixels import prepare
 
 FORMATS = "PNG, JPEG, WebP, GIF, BMP and TIFF"
 
@@ -59,8 +57,6 @@ _STRANGERS: tuple[tuple[bytes, str], ...] = (
     (b"\x1f\x8b", "gzip-compressed data"),
     (b"{", "JSON text"),
 )
-_ONE_PIECE_BYTES = 1 << 30
-_block_size = threading.Lock()
 _INSIDE = re.compile(r"0x[0-9a-fA-F]|[<>/\\]")
 _EXIF_ORIENTATION = 0x0112
 _EXIF_PLACES = ("exif", "Raw profile type exif")
@@ -101,24 +97,8 @@ def decode(data: bytes, where: str, policy: MediaPolicy) -> Image.Image:
         image.draft(None, (policy.jpeg_side,) * 2)  # of the formats here only JPEG has it
     if kind == "JPEG":
         _check_size(image, f"{where} (JPEG)", policy)
-        _prepare_in_one_piece(image)
+        prepare(image)
     return _upright_rgb(image, f"{where} ({kind})", policy)
-
-
-def _prepare_in_one_piece(image: Image.Image) -> None:
-    """The memory of a picture that is decoded next. Pillow would take pieces of 16 MB, and copies would have to be made
-    for what reads it in one piece (kernels.resample).
-    """
-    core: Any = getattr(Image, "core", None)
-    with _block_size:
-        usual = core.get_block_size() if hasattr(core, "set_block_size") else _ONE_PIECE_BYTES
-        if usual // 4 < image.width * image.height < _ONE_PIECE_BYTES // 4:
-            core.set_block_size(_ONE_PIECE_BYTES)
-            try:
-                with suppress(MemoryError):  # which is said where it is decoded
-                    image.load_prepare()  # type: ignore[attr-defined]
-            finally:
-                core.set_block_size(usual)
 
 
 def upright_rgb(image: Image.Image, where: str, policy: MediaPolicy) -> Image.Image:

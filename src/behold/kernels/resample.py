@@ -8,11 +8,9 @@ in the cache. Two threads of Python's, which sleep when there is nothing to do; 
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +19,7 @@ from PIL import Image
 
 from behold.device import cpu_flags
 from behold.kernels import native
+from behold.pixels import lent
 
 _POINT, _LOW_BITS = 22, 11
 _BAND_BYTES = 1 << 20
@@ -76,11 +75,11 @@ def resize(image: Image.Image, size: tuple[int, int], resample: int) -> Image.Im
         )
 
     try:
-        address, owner = _pixels(image)
+        address, owner = lent(image)
     except ValueError:  # Pillow's answer where it is in several pieces
         for top in range(0, image.height, step):
             bottom = min(top + step, image.height)
-            address, owner = _pixels(image.crop((0, top, image.width, bottom)))
+            address, owner = lent(image.crop((0, top, image.width, bottom)))
             narrow(address, top, bottom)
     else:
         _in_two(lambda top, bottom: narrow(address + 4 * image.width * top, top, bottom), image.height)
@@ -149,29 +148,3 @@ def _filter(x: NDArray[np.float64], resample: int) -> NDArray[np.float64]:
 def _addresses(weights: Weights) -> tuple[int, int, int]:
     starts, high, low = weights
     return starts.ctypes.data, high.ctypes.data, low.ctypes.data
-
-
-class _ArrowArray(ctypes.Structure):
-    """https://arrow.apache.org/docs/format/CDataInterface.html, as far as it is read here."""
-
-
-_ArrowArray._fields_ = [
-    ("length", ctypes.c_int64),
-    ("null_count", ctypes.c_int64),
-    ("offset", ctypes.c_int64),
-    ("n_buffers", ctypes.c_int64),
-    ("n_children", ctypes.c_int64),
-    ("buffers", ctypes.POINTER(ctypes.c_void_p)),
-    ("children", ctypes.POINTER(ctypes.POINTER(_ArrowArray))),
-]
-
-
-def _pixels(image: Image.Image) -> tuple[int, Any]:
-    """The address of a picture's pixels, four bytes each, and what must be kept alive meanwhile."""
-    _, capsule = image.__arrow_c_array__()
-    pointer = ctypes.pythonapi.PyCapsule_GetPointer
-    pointer.argtypes, pointer.restype = [ctypes.py_object, ctypes.c_char_p], ctypes.c_void_p
-    array = _ArrowArray.from_address(pointer(capsule, b"arrow_array"))
-    address = array.children[0].contents.buffers[1]
-    assert address is not None
-    return address, (image, capsule)

@@ -1,0 +1,76 @@
+"""Pillow's memory: where the pixels of a picture lie, and that they lie well."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import threading
+from contextlib import suppress
+from typing import Any
+
+from PIL import Image
+
+_ONE_PIECE_BYTES = 1 << 30
+_MAPPED_BYTES = 32 << 20  # so much the C library always maps by itself
+_MADV_HUGEPAGE = 14  # Linux
+_PAGE_BYTES = 1 << 12
+_block_size = threading.Lock()
+
+
+class _ArrowArray(ctypes.Structure):
+    """https://arrow.apache.org/docs/format/CDataInterface.html, as far as it is read here."""
+
+
+_ArrowArray._fields_ = [
+    ("length", ctypes.c_int64),
+    ("null_count", ctypes.c_int64),
+    ("offset", ctypes.c_int64),
+    ("n_buffers", ctypes.c_int64),
+    ("n_children", ctypes.c_int64),
+    ("buffers", ctypes.POINTER(ctypes.c_void_p)),
+    ("children", ctypes.POINTER(ctypes.POINTER(_ArrowArray))),
+]
+
+
+def lent(image: Any) -> tuple[int, Any]:  # noqa: ANN401 - Pillow's own storage has no type
+    """The address of the pixels of an RGB picture, four bytes each, and what must be kept alive meanwhile.
+
+    Raises:
+        ValueError: they lie in several pieces.
+        AttributeError: this Pillow is older than 11.2.
+    """
+    capsule = image.__arrow_c_array__()
+    capsule = capsule[1] if isinstance(capsule, tuple) else capsule  # a picture gives its schema too, its storage not
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.argtypes, pointer.restype = [ctypes.py_object, ctypes.c_char_p], ctypes.c_void_p
+    array = _ArrowArray.from_address(pointer(capsule, b"arrow_array"))
+    address = array.children[0].contents.buffers[1]
+    assert address is not None
+    return address, (image, capsule)
+
+
+def prepare(image: Image.Image) -> None:
+    """Take the memory of a picture that is decoded next, in one piece and, from 8 million pixels on, in large pages.
+
+    Pillow takes pieces of 16 MB, which could not be read where they lie, in pages of 4 KiB: to get these from the
+    system, one after the other, is up to a third of the time of decoding.
+    """
+    core: Any = getattr(Image, "core", None)
+    n_bytes = 4 * image.width * image.height
+    with _block_size:
+        usual = core.get_block_size() if hasattr(core, "set_block_size") else _ONE_PIECE_BYTES
+        if not usual < n_bytes < _ONE_PIECE_BYTES:
+            return
+        core.set_block_size(_ONE_PIECE_BYTES)
+        try:
+            with suppress(MemoryError):  # which is said where it is decoded
+                image.load_prepare()  # type: ignore[attr-defined]
+        finally:
+            core.set_block_size(usual)
+    if sys.platform == "linux" and n_bytes > _MAPPED_BYTES and image.mode == "RGB":
+        with suppress(OSError, AttributeError, ValueError, TypeError):  # then they are small, as everywhere else
+            address, owner = lent(image.im)
+            begin = -(-address // _PAGE_BYTES) * _PAGE_BYTES
+            length = (address + n_bytes - begin) // _PAGE_BYTES * _PAGE_BYTES
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(length), _MADV_HUGEPAGE)
+            del owner
