@@ -15,6 +15,8 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
         pytest.skip("installed without kernels")
     if request.param == "torch" and not integers.can_pack():
         pytest.skip("torch has no int8 product for this CPU")
+    if native.LIBRARY is not None:
+        native.say_what_is_missing()  # nothing, now and later: what is hidden below is not missing
     if request.param != "native":
         monkeypatch.setattr(native, "LIBRARY", None)
     if request.param == "plain torch":
