@@ -18,6 +18,7 @@ PROGRAMS = [
     ("sanitized.cpp", ("linear_q.cpp", "linear_q8.cpp", "linear_q4.cpp", "round_q4.cpp", "rows.cpp"), "300 products"),
     ("sanitized_attention.cpp", ("attention_few.cpp", "attention_tiles.cpp", "attention_q8.cpp"), "144 attentions"),
     ("sanitized_resample.cpp", ("resample.cpp",), "120 pictures"),
+    ("sanitized_f32.cpp", ("linear_f32.cpp", "pointwise_f32.cpp", "table_q8.cpp", "replay.cpp"), "200 results"),
 ]
 
 
@@ -40,3 +41,8 @@ def test_they_stay_in_their_memory(
     run = subprocess.run([str(program)], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == printed
+
+
+def test_every_kernel_is_in_one_of_the_programs() -> None:
+    built = {name for _, kernels, _ in PROGRAMS for name in kernels} | {"pool.cpp"}
+    assert built == {path.name for path in SOURCES.glob("*.cpp")}
