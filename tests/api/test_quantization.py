@@ -144,6 +144,7 @@ def test_behold_cache_lists_and_clears(kept: Path, capsys: pytest.CaptureFixture
     assert len(list(kept.iterdir())) == 1
     assert run(capsys, "cache", "clear", name)[0] == 2
     assert run(capsys, "cache", "clear")[0] == 2 and run(capsys, "cache", "clear", name, "--all")[0] == 2
+    assert [weights["name"] for weights in json.loads(run(capsys, "cache", "--json")[1])["weights"]] == ["demo"]
     code, out, _ = run(capsys, "cache", "clear", "--all", "--json")
     assert code == 0 and len(json.loads(out)["deleted"]) == 1 and not list(kept.iterdir())
     assert run(capsys, "cache", "clear", "--all")[0] == 0

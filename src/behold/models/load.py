@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from huggingface_hub.utils.tqdm import tqdm
 
+from behold.checkpoint.hub import DEMO, demo_folder
 from behold.checkpoint.prequantized.formats import read_prequantized
 from behold.checkpoint.prequantized.layout import PackedWeight, without_zero_biases
 from behold.checkpoint.weights import (
@@ -166,7 +167,9 @@ def full_weights(model: VisionLanguageModel, files: CheckpointFiles) -> dict[str
 
 
 def _name(folder: Path) -> str:
-    """What a person calls a checkpoint: its id on the hub, or its folder."""
+    """What a person calls a checkpoint: its id on the hub, "demo", or its folder."""
+    if folder.absolute() == demo_folder().absolute():
+        return DEMO
     owner, _, name = folder.absolute().parent.parent.name.removeprefix("models--").partition("--")
     return f"{owner}/{name}" if name and folder.parent.name == "snapshots" else str(folder.absolute())
 
