@@ -214,3 +214,12 @@ def test_rows_are_narrow_only_where_that_pays(monkeypatch: pytest.MonkeyPatch) -
 def test_an_unknown_type_of_rows() -> None:
     with pytest.raises(OptionError, match=r"kv_dtype='int2'.*'float16'"):
         kv_cache.stored_as("int2", FakeModel())
+
+
+@pytest.mark.parametrize(
+    ("choice", "weights", "kept"), [(0, 1, 0), (None, 1, 1 << 28), (None, 1 << 30, 1 << 29), (None, 1 << 33, 1 << 30)]
+)
+def test_a_small_model_keeps_less(choice: int | None, weights: int, kept: int) -> None:
+    model = FakeModel()
+    model.register_buffer("weights", torch.empty(weights - 1, dtype=torch.uint8, device="meta"))
+    assert abs(kv_cache.kept_bytes(choice, model) - kept) < 1 << 20

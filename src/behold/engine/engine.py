@@ -13,7 +13,7 @@ from collections.abc import Sequence as Many
 
 from behold.engine.admission import Admission
 from behold.engine.blocks import RowTable
-from behold.engine.kv_cache import budget_bytes, bytes_a_token, stored_as
+from behold.engine.kv_cache import budget_bytes, bytes_a_token, kept_bytes, stored_as
 from behold.engine.options import EngineOptions
 from behold.engine.record import Recorder
 from behold.engine.request import Request
@@ -49,7 +49,7 @@ class Engine:
         self._table = RowTable(
             max_rows=options.max_rows,
             budget_tokens=kv_bytes // self._bytes_a_token,
-            keep_tokens=options.prefix_cache_bytes // self._bytes_a_token,
+            keep_tokens=kept_bytes(options.prefix_cache_bytes, model) // self._bytes_a_token,
         )
         self._admission = Admission(
             model.config.text,

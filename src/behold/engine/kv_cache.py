@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from behold.models.config import TextConfig
 
 FLOOR_BYTES = 1 << 30
+KEPT_BYTES = 1 << 28, 1 << 30  # at least and at most, of finished sequences
 SLACK_TOKENS = 256
 KV_DTYPES = ("auto", "float32", "float16")
 
@@ -185,6 +186,14 @@ def budget_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0]) // 2
     return max(_free_bytes() // 2, FLOOR_BYTES)
+
+
+def kept_bytes(choice: int | None, model: VisionLanguageModel) -> int:
+    """What EngineOptions.prefix_cache_bytes means for this model: small ones are chosen to take little memory."""
+    if choice is not None:
+        return choice
+    weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    return min(max(weights // 2, KEPT_BYTES[0]), KEPT_BYTES[1])
 
 
 def _free_bytes() -> int:

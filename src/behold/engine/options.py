@@ -16,7 +16,8 @@ class EngineOptions:
     kv_cache_bytes: memory for keys and values; None takes up to half of what is free on the device.
     kv_dtype: how keys and values are stored: "float32", "float16" (half the memory, and less to read for each token),
         or "auto": as the model computes, but float16 for a quantized one on a CPU that our kernels run on.
-    prefix_cache_bytes: how much of that finished sequences may fill, for those that begin alike; 0 keeps nothing.
+    prefix_cache_bytes: how much of that finished sequences may fill, for those that begin alike; 0 keeps nothing. None:
+        half of what the weights take, from 256 MiB to 1 GiB.
     image_cache_bytes: memory for image embeddings that are kept for a next time.
     lookup_rows: rows of a step that greedy answers may fill with guesses from their own text (engine/lookup.py).
     """
@@ -26,6 +27,6 @@ class EngineOptions:
     max_step_tokens: int | None = None
     kv_cache_bytes: int | None = None
     kv_dtype: str = "auto"
-    prefix_cache_bytes: int = 1 << 30
+    prefix_cache_bytes: int | None = None
     image_cache_bytes: int = 256 << 20
     lookup_rows: int = 8
