@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from behold.kernels.attention import RowTokens, Way, attend_all
 from behold.kernels.attention_q8 import Rounded
+from behold.kernels.rows import KeptRow
 from behold.nn.attention import attend_one
 
 PAGE_TOKENS = 16
@@ -77,6 +78,7 @@ TOKENS = (  # sequences, context, new tokens, heads, heads for keys, places of a
     (8, 800, 1, 32, 8, 128),
 )
 LAYERS = 12
+KINDS = (torch.float32, torch.float16, torch.int8)
 
 
 def by_turns(ways: dict[str, Callable[[int], object]], repeats: int) -> list[str]:
@@ -107,9 +109,9 @@ def towers() -> Table:
 
 
 def tokens() -> Table:
-    """Rows of the cache: prompts read and tokens written, float32 and float16 rows."""
-    columns = ("sequences × (context + new)", "heads", "torch", "few", "many", "few, 16 bits", "many, 16 bits")
-    table = Table(*columns, title="ms a layer")
+    """Rows of the cache: prompts read and tokens written, rows of 32, 16 and 8 bits."""
+    kernels = [f"{way.name.lower()}, {dtype.itemsize * 8} bits" for dtype in KINDS for way in Way]
+    table = Table("sequences × (context + new)", "heads", "torch", *kernels, title="ms a layer")
     for case in TOKENS:
         count, context, new, heads, kv_heads, dim = case
         found = by_turns(ways_of_tokens(case), 13 if new > 100 else 61)
@@ -122,19 +124,26 @@ def ways_of_tokens(case: tuple[int, int, int, int, int, int]) -> dict[str, Calla
     count, context, new, heads, kv_heads, dim = case
     q, k, v = (torch.randn(count * new, n, dim) for n in (heads, kv_heads, kv_heads))
     out = torch.empty_like(q)
-    narrow = [torch.randn(LAYERS, 2, kv_heads, context + new, dim).half() for _ in range(count)]
-    wide = [row.float() for row in narrow]
+    rows = {dtype: [filled(kv_heads, context + new, dim, dtype) for _ in range(count)] for dtype in KINDS}
 
     def by_torch(layer: int) -> None:
-        for i, row in enumerate(wide):
-            attend_one(q[i * new : (i + 1) * new], *row[layer])
+        for i, row in enumerate(rows[torch.float32]):
+            attend_one(q[i * new : (i + 1) * new], *row.numbers[layer])
 
-    def ours(way: Way, rows: list[Tensor]) -> Callable[[int], object]:
+    def ours(way: Way, rows: list[KeptRow]) -> Callable[[int], object]:
         ready = RowTokens(way, [(row, context, new, i * new) for i, row in enumerate(rows)])
         return lambda layer: ready.attend(layer, q, k, v, out, window=None)
 
-    kernels = {f"{way.name} {rows[0].dtype}": ours(way, rows) for rows in (wide, narrow) for way in Way}
+    kernels = {f"{way.name} {dtype}": ours(way, rows[dtype]) for dtype in KINDS for way in Way}
     return {"torch": by_torch, **kernels}
+
+
+def filled(kv_heads: int, places: int, dim: int, dtype: torch.dtype) -> KeptRow:
+    """A row of random keys and values."""
+    row = KeptRow.empty((LAYERS, 2, kv_heads, places, dim), dtype, torch.device("cpu"))
+    for layer in range(LAYERS):
+        row.put(layer, 0, *torch.randn(2, places, kv_heads, dim))
+    return row
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:

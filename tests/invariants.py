@@ -157,12 +157,15 @@ def batched_equals_alone(subject: Subject) -> None:
 
 
 def narrow_rows_equal_alone(subject: Subject) -> None:
-    """Keys and values of 16 bits: batched and in pieces as one by one. Another rounding, so not always `uncached`'s."""
-    alone = [subject.engine(kv_dtype="float16").complete([request])[0].ids for request in subject.requests]
-    for options in ({}, {"max_rows": 2}):
-        assert _ids(subject.engine(kv_dtype="float16", **options).complete(subject.requests)) == alone
-    pieces = subject.engine(kv_dtype="float16", max_step_tokens=17)
-    _check_answers(subject, pieces.complete(subject.requests), alone)
+    """Keys and values of 16 and 8 bits: batched and in pieces as one by one. Other roundings, so not always
+    `uncached`'s.
+    """
+    for kind in ("float16", "int8"):
+        alone = [subject.engine(kv_dtype=kind).complete([request])[0].ids for request in subject.requests]
+        for options in ({}, {"max_rows": 2}):
+            assert _ids(subject.engine(kv_dtype=kind, **options).complete(subject.requests)) == alone
+        pieces = subject.engine(kv_dtype=kind, max_step_tokens=17)
+        _check_answers(subject, pieces.complete(subject.requests), alone)
 
 
 def chunked_equals_whole(subject: Subject) -> None:

@@ -316,8 +316,9 @@ def test_memory_holds_requests_back(model: FakeModel) -> None:
     assert engine.stats().kv_cache_bytes <= a_token * 64
 
 
-def test_narrow_rows_hold_twice_as_many(model: FakeModel) -> None:
-    options = {"kv_cache_bytes": 2 * 2 * 2 * 8 * 4 * 64, "kv_dtype": "float16"}
+@pytest.mark.parametrize(("kind", "bytes_a_head"), [("float16", 16), ("int8", 12)])
+def test_narrow_rows_hold_more(model: FakeModel, kind: str, bytes_a_head: int) -> None:
+    options = {"kv_cache_bytes": 2 * 2 * 2 * bytes_a_head * 128, "kv_dtype": kind}
     engine = make(model, max_rows=8, **options)
     asked = [(prompt(i, 12), SamplingParams(max_new_tokens=10)) for i in range(6)]
     requests = [engine.submit(*each) for each in asked]

@@ -111,7 +111,7 @@ def test_no_row_is_held(played: list[Tape]) -> None:
     request = engine.submit(prompt(1, 9), SamplingParams(max_new_tokens=20, ignore_eos=True))
     for _ in range(10):
         engine.step()
-    (row,) = map(weakref.ref, engine._runner.cache.rows.values())
+    (row,) = (weakref.ref(row.numbers) for row in engine._runner.cache.rows.values())
     while not request.done:
         engine.step()
     engine.submit(prompt(2, 5), SamplingParams(max_new_tokens=1, ignore_eos=True))

@@ -16,7 +16,11 @@ COMPILER = shutil.which("g++") or shutil.which("c++")
 FLAGS = ["-std=c++17", "-O0", "-fno-math-errno", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 PROGRAMS = [
     ("sanitized.cpp", ("linear_q.cpp", "linear_q8.cpp", "linear_q4.cpp", "round_q4.cpp", "rows.cpp"), "300 products"),
-    ("sanitized_attention.cpp", ("attention_few.cpp", "attention_tiles.cpp", "attention_q8.cpp"), "144 attentions"),
+    (
+        "sanitized_attention.cpp",
+        ("attention_few.cpp", "attention_tiles.cpp", "attention_rows.cpp", "attention_q8.cpp"),
+        "192 attentions",
+    ),
     ("sanitized_resample.cpp", ("resample.cpp",), "120 pictures"),
     ("sanitized_f32.cpp", ("linear_f32.cpp", "pointwise_f32.cpp", "table_q8.cpp", "replay.cpp"), "200 results"),
 ]

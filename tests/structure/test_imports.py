@@ -39,7 +39,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "behold.threads": ("behold.errors",),
     "behold.pixels": (),
     "behold.nn*": ("behold.nn.linear", "behold.nn.norms", "behold.kernels*", "behold.quant.joined"),
-    "behold.kernels*": ("behold.kernels.native",),
+    "behold.kernels*": ("behold.kernels.native", "behold.kernels.rows"),
     "behold.quant.schemes": ("behold.nn*", "behold.kernels*"),
     "behold.quant.joined": ("behold.kernels*", "behold.quant.linear"),
     "behold.quant.float8": ("behold.quant.linear",),

@@ -1,8 +1,8 @@
 """Keys and values as rows, one storage a row, and the view of them that one step works through.
 
-A row is (layers, 2, Hkv, capacity, d): a head's keys lie next to each other, as every kernel reads them. It grows by
-doubling, so a decode step writes one place a head and copies nothing of the history. engine/blocks.py says which rows
-there are and how large they may become.
+A row is (layers, 2, Hkv, capacity, d): a head's keys lie next to each other, as every kernel reads them; what its
+numbers are, kernels/rows.py says. It grows by doubling, so a decode step writes one place a head and copies nothing of
+the history. engine/blocks.py says which rows there are and how large they may become.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from behold.engine.blocks import capacity
 from behold.errors import OptionError
 from behold.kernels import attention
 from behold.kernels.attention import RowTokens, Way
-from behold.nn.attention import AttentionPlan, attend_masked, attention_mask, branch_mask, narrowed
+from behold.kernels.rows import KeptRow, bytes_a_place
+from behold.nn.attention import AttentionPlan, attend_masked, attention_mask, branch_mask
 
 if TYPE_CHECKING:
     from behold.models.base import VisionLanguageModel
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 FLOOR_BYTES = 1 << 30
 KEPT_BYTES = 1 << 28, 1 << 30  # at least and at most, of finished sequences
 SLACK_TOKENS = 256
-KV_DTYPES = ("auto", "float32", "float16")
+KV_DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
 
 
 class KVCache:
@@ -49,13 +50,13 @@ class KVCache:
         """dtype: what is stored. computes: what queries, keys and values come in; None: the same."""
         self.n_layers, self.n_kv_heads, self.head_dim = n_layers, n_kv_heads, head_dim
         self.device, self.dtype, self.computes = device, dtype, computes or dtype
-        self.rows: dict[int, Tensor] = {}
+        self.rows: dict[int, KeptRow] = {}
         self._used: dict[int, int] = {}
 
     @property
     def n_bytes(self) -> int:
         """Bytes of all places that were asked for."""
-        a_place = 2 * self.n_layers * self.n_kv_heads * self.head_dim * self.dtype.itemsize
+        a_place = 2 * self.n_layers * self.n_kv_heads * bytes_a_place(self.head_dim, self.dtype)
         return sum(self._used.values()) * a_place
 
     def retain(self, rows: Set[int]) -> None:
@@ -66,16 +67,16 @@ class KVCache:
     def grow(self, row: int, tokens: int, *, reserve: int) -> None:
         """Make room for `tokens` places in a row that may come to need `reserve`."""
         old = self.rows.get(row)
-        if old is None or old.shape[3] < tokens:
-            new = torch.empty(self._shape(tokens, reserve), device=self.device, dtype=self.dtype)
+        if old is None or old.places < tokens:
+            new = KeptRow.empty(self._shape(tokens, reserve), self.dtype, self.device)
             if old is not None:
-                new[:, :, :, : old.shape[3]] = old
+                new.take(old, 0, old.places)
             self.rows[row] = new
         self._used[row] = max(tokens, self._used.get(row, 0))
 
     def copy(self, source: int, target: int, start: int, stop: int) -> None:
         """Copy places [start, stop) of one row into another, which has room for them."""
-        self.rows[target][:, :, :, start:stop] = self.rows[source][:, :, :, start:stop]
+        self.rows[target].take(self.rows[source], start, stop)
 
     def view(self, plan: AttentionPlan) -> RowView:
         return RowView(self, plan)
@@ -136,12 +137,10 @@ class RowView:
     def _attend_row(self, index: int, layer: int, new: tuple[Tensor, Tensor, Tensor], window: int | None) -> Tensor:
         """One sequence's new rows (T, H, d) over its row of the cache. Returns (T, Hq, d)."""
         q, k, v = new
-        keys, values = self._rows[index][layer]
         context = self._plan.contexts[index]
         total = context + q.shape[0]
-        keys[:, context:total] = narrowed(k.transpose(0, 1), keys.dtype)
-        values[:, context:total] = narrowed(v.transpose(0, 1), values.dtype)
-        keys, values = keys[:, :total].to(q.dtype), values[:, :total].to(q.dtype)
+        self._rows[index].put(layer, context, k, v)
+        keys, values = self._rows[index].seen(layer, total, q.dtype)
         if q.shape[0] == 1 and not self._plan.spans_of(index):
             first = 0 if window is None else max(0, total - window)  # a window is a shorter history, no mask
             return attend_masked(q, keys[:, first:], values[:, first:], None)
@@ -165,17 +164,17 @@ def stored_as(choice: str, model: VisionLanguageModel) -> torch.dtype:
     Raises:
         OptionError: no such type.
     """
-    if choice not in KV_DTYPES:
-        raise OptionError(f"kv_dtype={choice!r} is not allowed: one of {', '.join(map(repr, KV_DTYPES))}")
+    if choice != "auto" and choice not in KV_DTYPES:
+        raise OptionError(f"kv_dtype={choice!r} is not allowed: one of {', '.join(map(repr, ('auto', *KV_DTYPES)))}")
     if choice != "auto":
-        return torch.float16 if choice == "float16" else torch.float32
+        return KV_DTYPES[choice]
     narrow = model.quantized and model.device.type == "cpu" and model.dtype is torch.float32
-    return torch.float16 if narrow and attention.half_pays() else model.dtype
+    return torch.int8 if narrow and attention.integers_pay() else model.dtype
 
 
 def bytes_a_token(text: TextConfig, dtype: torch.dtype) -> int:
     """Bytes of keys and values that one token takes in all layers."""
-    return 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * dtype.itemsize
+    return 2 * text.num_hidden_layers * text.num_key_value_heads * bytes_a_place(text.head_dim, dtype)
 
 
 def budget_bytes(device: torch.device) -> int:

@@ -15,7 +15,8 @@ class EngineOptions:
         gains nothing, else 2048. As many places of pictures go through the tower together.
     kv_cache_bytes: memory for keys and values; None takes up to half of what is free on the device.
     kv_dtype: how keys and values are stored: "float32", "float16" (half the memory, and less to read for each token),
-        or "auto": as the model computes, but float16 for a quantized one on a CPU that our kernels run on.
+        "int8" (a quarter, with a scale for each token and head), or "auto": as the model computes, but int8 for a
+        quantized one on a CPU with AVX2.
     prefix_cache_bytes: how much of that finished sequences may fill, for those that begin alike; 0 keeps nothing. None:
         half of what the weights take, from 256 MiB to 1 GiB.
     image_cache_bytes: memory for image embeddings that are kept for a next time.

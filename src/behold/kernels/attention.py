@@ -1,4 +1,4 @@
-"""Our own attention on CPUs, computed in float32: over rows of the cache (float32 or float16), and among all patches.
+"""Our own attention on CPUs: over rows of the cache (float32, float16 or integers), and among all patches.
 
 Of the time of `scaled_dot_product_attention` on a 2-core AVX2 machine it takes 0.75 to 0.9 for a picture, 0.6 to 0.7
 for a prompt (torch computes the masked half) and 0.3 to 0.7 for a few tokens (`python -m benchmarks.attention`).
@@ -17,30 +17,33 @@ from torch import Tensor
 
 from behold.device import cpu_flags
 from behold.kernels import native
+from behold.kernels.rows import KeptRow
 
 # New tokens of a sequence up to which its row is streamed; more share turned chunks of it. From four on that is faster,
 # but a token and the guesses behind it (engine/lookup.py) are to come out as they do one by one, to the last bit.
 FEW = 8
 MAX_DIM = 128
+MAX_ROUNDED_DIM = 256
 FORK_WORK = 1 << 15  # places × width; less is done before a second thread has begun
 
 
 class Way(Enum):
-    """The kernels for rows of the cache, by the C function of each."""
+    """The kernels for rows of the cache."""
 
-    FEW = "bh_attend_few"
-    MANY = "bh_attend_many"
+    FEW = 0
+    MANY = 1
 
 
-def way(storage: Tensor, tokens: int) -> Way | None:
-    """Which kernel is right for so many new causal tokens over a row (L, 2, Hkv, places, d), if one is."""
-    dim = storage.shape[-1]
+def way(row: KeptRow, tokens: int) -> Way | None:
+    """Which kernel is right for so many new causal tokens of a row, if one is."""
+    numbers, dim = row.numbers, row.numbers.shape[-1]
     if (
         native.LIBRARY is None
         or torch.is_grad_enabled()
-        or storage.dtype not in (torch.float32, torch.float16)
-        or storage.device.type != "cpu"
+        or numbers.dtype not in (torch.float32, torch.float16, torch.int8)
+        or numbers.device.type != "cpu"
         or dim % 8
+        or (numbers.dtype is torch.int8 and dim > MAX_ROUNDED_DIM)
     ):
         return None
     if tokens <= FEW:
@@ -48,27 +51,23 @@ def way(storage: Tensor, tokens: int) -> Way | None:
     return Way.MANY if dim <= MAX_DIM else None
 
 
-def half_pays() -> bool:
-    """Whether rows of float16 are read faster than those of float32: where the CPU widens them itself."""
-    return native.LIBRARY is not None and "f16c" in cpu_flags()
+def integers_pay() -> bool:
+    """Whether rows of 8 bits are read faster than those of float32: where kernels multiply integers of 16 bits."""
+    return native.LIBRARY is not None and "avx2" in cpu_flags()
 
 
 class RowTokens:
     """The sequences of one step that go the same way, ready for any layer."""
 
-    def __init__(self, way: Way, rows: Sequence[tuple[Tensor, int, int, int]]) -> None:
-        """rows: for each sequence its storage (L, 2, Hkv, places, d), contiguous, how many places are filled, how many
-        tokens come, and which of the step's tokens is its first.
+    def __init__(self, way: Way, rows: Sequence[tuple[KeptRow, int, int, int]]) -> None:
+        """rows: for each sequence its row, how many places are filled, how many tokens come, and which of the step's
+        tokens is its first.
         """
-        numbers = [
-            number
-            for storage, context, length, first in rows
-            for number in (storage.data_ptr(), storage.shape[3], context, length, first)
-        ]
-        self._storages = [storage for storage, *_ in rows]  # as long as their addresses are used
-        self._rows = (ctypes.c_int64 * len(numbers))(*numbers)
-        self._half = self._storages[0].dtype is torch.float16
-        _, _, self._kv_heads, _, self._dim = self._storages[0].shape
+        words = [word for row, *numbers in rows for word in (*_addresses(row), row.places, *numbers)]
+        self._kept = [row for row, *_ in rows]  # as long as their addresses are used
+        self._rows = (ctypes.c_int64 * len(words))(*words)
+        self._bits = 8 * self._kept[0].numbers.itemsize
+        _, _, self._kv_heads, _, self._dim = self._kept[0].numbers.shape
         work = sum(context + length for _, context, length, _ in rows) * self._kv_heads * self._dim
         self._threads = torch.get_num_threads() if work >= FORK_WORK else 1
         self._way = way
@@ -83,9 +82,9 @@ class RowTokens:
         if k.stride(0) != v.stride(0):
             k, v = k.contiguous(), v.contiguous()
         native.call(
-            self._way.value,
+            "bh_attend_rows",
             self._rows,
-            len(self._storages),
+            len(self._kept),
             q.data_ptr(),
             k.data_ptr(),
             v.data_ptr(),
@@ -97,7 +96,8 @@ class RowTokens:
             self._kv_heads,
             self._dim,
             window or 0,
-            self._half,
+            self._bits,
+            self._way.value,
             self._threads,
             kept=(q, k, v, out),
         )
@@ -105,13 +105,19 @@ class RowTokens:
     @property
     def sameness(self) -> Hashable:
         """What must be alike for two steps to differ in nothing but how many places are filled."""
-        contexts = range(2, len(self._rows), 5)
+        contexts = range(3, len(self._rows), 6)
         return self._way, self._threads, tuple(n for at, n in enumerate(self._rows) if at not in contexts)
 
     @property
     def places(self) -> ctypes.Array[ctypes.c_int64]:
         """Where the sequences' rows are, as the kernels read it: what is written here, a replayed call works on."""
         return self._rows
+
+
+def _addresses(row: KeptRow) -> tuple[int, int]:
+    """Of the numbers, and of their scales."""
+    assert row.numbers.is_contiguous() and (row.scales is None or row.scales.is_contiguous())
+    return row.numbers.data_ptr(), 0 if row.scales is None else row.scales.data_ptr()
 
 
 def _whole_tokens(x: Tensor) -> Tensor:

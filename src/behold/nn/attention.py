@@ -128,12 +128,6 @@ def attend_masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tenso
     return out[0].transpose(0, 1)
 
 
-def narrowed(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x in another type; what that cannot hold becomes the most that it can: an infinite key would ruin all scores."""
-    if dtype is x.dtype:
-        return x
-    most = torch.finfo(dtype).max
-    return x.clamp(-most, most).to(dtype)
 
 
 class PlainCache:

@@ -9,7 +9,6 @@
 #include <type_traits>
 
 #include "attention.h"
-#include "replay.h"
 #include "pool.h"
 
 namespace {
@@ -44,27 +43,39 @@ inline void multiply(const float *a, const float *b, int64_t ldb, int64_t k, flo
         for (int n = 0; n < NR; n++) store8(c + m * ldc + 8 * n, sums[m][n]);
 }
 
-// `length` keys to panels of WIDE keys, in each one place of the head behind the other; absent keys are zero.
+// Eight numbers of a place as what they stand for.
+template <class T>
+inline v8 number8(const T *numbers, const float *scales, const Source<T> &source, int64_t place, int64_t d) {
+    const v8 eight = load8(numbers + place * source.apart + d);
+    if constexpr (ROUNDED<T>) return eight * splat8(scales[place]);
+    return eight;
+}
+
+// `length` keys from `start` on to panels of WIDE keys, in each one place of the head behind the other; absent keys are
+// zero.
 template <int WIDE, class T>
-void turn(const T *keys, int64_t apart, int64_t length, int64_t dim, float *panels) {
+void turn(const Source<T> &source, int64_t start, int64_t length, int64_t dim, float *panels) {
     for (int64_t key = 0; key < (length + WIDE - 1) / WIDE * WIDE; key += 8) {
         float *panel = panels + key / WIDE * WIDE * dim + key % WIDE;
         for (int64_t d = 0; d < dim; d += 8) {
             v8 square[8];
             for (int64_t j = 0; j < 8; j++)
-                square[j] = key + j < length ? load8(keys + (key + j) * apart + d) : splat8(0);
+                square[j] = key + j < length ? number8(source.keys, source.key_scales, source, start + key + j, d)
+                                             : splat8(0);
             transpose8(square);
             for (int64_t j = 0; j < 8; j++) store8(panel + (d + j) * WIDE, square[j]);
         }
     }
 }
 
-// `length` values one behind the other as float32: as they are, or in `to`.
-template <class T> const float *widen(const T *values, int64_t apart, int64_t length, int64_t dim, float *to) {
+// `length` values from `start` on, one behind the other as float32: as they are, or in `to`.
+template <class T>
+const float *widen(const Source<T> &source, int64_t start, int64_t length, int64_t dim, float *to) {
     if constexpr (std::is_same_v<T, float>)
-        if (apart == dim) return values;
+        if (source.apart == dim) return source.values + start * dim;
     for (int64_t key = 0; key < length; key++)
-        for (int64_t d = 0; d < dim; d += 8) store8(to + key * dim + d, load8(values + key * apart + d));
+        for (int64_t d = 0; d < dim; d += 8)
+            store8(to + key * dim + d, number8(source.values, source.value_scales, source, start + key, d));
     return to;
 }
 
@@ -130,6 +141,7 @@ __attribute__((noinline)) void attend_block(const Queries &queries, const Source
             const bool real = row < queries.n;
             for (int64_t d = 0; d < dim; d += 8)
                 store8(q + row * MAX_DIM + d, real ? load8(queries.q[row] + d) * splat8(factor) : splat8(0));
+            if constexpr (ROUNDED<T>) spread(q + row * MAX_DIM, dim);
             running[row] = {splat8(0), -INFINITY};
             if (!real) continue;
             if (queries.first[row] < low[tile]) low[tile] = queries.first[row];
@@ -141,8 +153,8 @@ __attribute__((noinline)) void attend_block(const Queries &queries, const Source
     std::memset(sums, 0, sizeof(float) * tiles * MR * dim);
     for (int64_t start = first / CHUNK * CHUNK; start < last; start += CHUNK) {
         const int64_t length = last - start < CHUNK ? last - start : CHUNK;
-        turn<WIDE>(source.keys + start * source.apart, source.apart, length, dim, keys);
-        const float *dense = widen(source.values + start * source.apart, source.apart, length, dim, values);
+        turn<WIDE>(source, start, length, dim, keys);
+        const float *dense = widen(source, start, length, dim, values);
         for (int tile = 0; tile < tiles; tile++) {
             const int64_t seen = high[tile] - start < length ? high[tile] - start : length;
             if (low[tile] >= start + length) continue;
@@ -220,7 +232,9 @@ template <class T> void attend_part(const Step &step, const Row &row, int64_t he
     attend(queries, source_of<T>(step, row, head), step.dim, step.scale);
 }
 
-template <class T> void attend_rows(const Step &step, const Row *rows, int64_t n_rows, int threads) {
+} // namespace
+
+template <class T> void attend_many(const Step &step, const Row *rows, int64_t n_rows, int threads) {
     in_parallel(n_rows * step.kv_heads, 1, threads, [&](int64_t begin, int64_t end) {
         for (int64_t item = begin; item < end; item++)
             keep_new<T>(step, rows[item / step.kv_heads], item % step.kv_heads);
@@ -234,18 +248,6 @@ template <class T> void attend_rows(const Step &step, const Row *rows, int64_t n
     }
 }
 
-} // namespace
-
-// As bh_attend_few, for many new tokens.
-BH_EXPORT void bh_attend_many(const Row *rows, int64_t n_rows, const float *q, const float *k, const float *v,
-                              float *out, int64_t q_apart, int64_t kv_apart, int64_t layer, int64_t heads,
-                              int64_t kv_heads, int64_t dim, int64_t window, int64_t half, int threads) {
-    const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
-    const Step step{q, k, v, out, q_apart, kv_apart, layer, heads, kv_heads, dim, window, scale};
-    if (half)
-        attend_rows<Half>(step, rows, n_rows, threads);
-    else
-        attend_rows<float>(step, rows, n_rows, threads);
-}
-
-BH_REPLAYABLE(bh_attend_many)
+template void attend_many<float>(const Step &, const Row *, int64_t, int);
+template void attend_many<Half>(const Step &, const Row *, int64_t, int);
+template void attend_many<int8_t>(const Step &, const Row *, int64_t, int);

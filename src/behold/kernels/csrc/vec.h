@@ -39,6 +39,23 @@ static inline v8 load8(const Half *p) {
 #endif
 }
 
+static inline v8 load8(const int8_t *p) {
+    typedef int8_t b8 __attribute__((vector_size(8)));
+    b8 bytes;
+    std::memcpy(&bytes, p, sizeof bytes);
+    return __builtin_convertvector(bytes, v8);
+}
+
+// To the nearest integer, ties to even, of numbers below 2^22.
+static inline auto nearest8(v8 v) {
+    typedef int32_t i8 __attribute__((vector_size(32)));
+#if defined(__AVX2__)
+    return (i8)_mm256_cvtps_epi32((__m256)v);
+#else
+    return __builtin_convertvector((v + splat8(12582912.0f)) - splat8(12582912.0f), i8);
+#endif
+}
+
 static inline float number(float x) { return x; }
 
 static inline float number(Half x) {
