@@ -160,12 +160,12 @@ def narrow_rows_equal_alone(subject: Subject) -> None:
     """Keys and values of 16 and 8 bits: batched and in pieces as one by one. Other roundings, so not always
     `uncached`'s.
     """
-    for kind in ("float16", "int8"):
+    for kind, within in (("float16", 0.03), ("int8", 0.1)):
         alone = [subject.engine(kv_dtype=kind).complete([request])[0].ids for request in subject.requests]
         for options in ({}, {"max_rows": 2}):
             assert _ids(subject.engine(kv_dtype=kind, **options).complete(subject.requests)) == alone
         pieces = subject.engine(kv_dtype=kind, max_step_tokens=17)
-        _check_answers(subject, pieces.complete(subject.requests), alone)
+        _check_answers(subject, pieces.complete(subject.requests), alone, within=within)
 
 
 def chunked_equals_whole(subject: Subject) -> None:
@@ -369,19 +369,23 @@ QUANTIZED_ONCE: tuple[Callable[[Subject], None], ...] = (
 
 
 def _check_answers(
-    subject: Subject, found: Sequence[Completion], expected: Sequence[tuple[int, ...]] | None = None
+    subject: Subject,
+    found: Sequence[Completion],
+    expected: Sequence[tuple[int, ...]] | None = None,
+    *,
+    within: float = 0.03,
 ) -> None:
     """They are as expected; a quantized model's may part from that where another token was all but as likely."""
     for prompt, ids, wanted in zip(subject.prompts, _ids(found), expected or subject.expected, strict=True):
-        assert ids == wanted or (subject.model.quantized and _likely(subject.model, prompt, ids))
+        assert ids == wanted or (subject.model.quantized and _likely(subject.model, prompt, ids, within))
 
 
 @torch.inference_mode()
-def _likely(model: VisionLanguageModel, prompt: Prompt, answer: Sequence[int]) -> bool:
+def _likely(model: VisionLanguageModel, prompt: Prompt, answer: Sequence[int], within: float = 0.03) -> bool:
     """Whether each token of an answer is the likeliest there by definition, but for a rounded input that tipped."""
     logits = model.logits(states(model, prompt, answer)[len(prompt.ids) - 1 : -1])
     behind = logits.amax(-1) - logits[torch.arange(len(answer)), list(answer)]
-    return float(behind.max()) <= 0.03 * float(logits.std())
+    return float(behind.max()) <= within * float(logits.std())
 
 
 def _ids(completions: Sequence[Completion]) -> list[tuple[int, ...]]:
