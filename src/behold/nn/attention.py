@@ -128,8 +128,6 @@ def attend_masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tenso
     return out[0].transpose(0, 1)
 
 
-
-
 class PlainCache:
     """A CacheView that keeps nothing: whole sequences in one pass, differentiable. Used by `model(**inputs)`."""
 
