@@ -44,7 +44,7 @@ struct Shape {
 
 // The smallest of 64 that no more than RANK are larger than.
 int32_t ranked(const int32_t *values) {
-    int32_t found = INT32_MAX;
+    i8 least = INT32_MAX - i8{};
     for (int64_t i = 0; i < GROUPS; i += 32) {
         i8 own[4], larger[4] = {};
         std::memcpy(own, values + i, sizeof own);
@@ -52,10 +52,13 @@ int32_t ranked(const int32_t *values) {
             const i8 other = values[j] - i8{};
             for (int a = 0; a < 4; a++) larger[a] -= other > own[a];
         }
-        for (int a = 0; a < 4; a++)
-            for (int b = 0; b < 8; b++)
-                if (larger[a][b] <= RANK && own[a][b] < found) found = own[a][b];
+        for (int a = 0; a < 4; a++) {
+            const i8 able = larger[a] <= RANK && own[a] < least;
+            least = able ? own[a] : least;
+        }
     }
+    int32_t found = least[0];
+    for (int b = 1; b < 8; b++) found = least[b] < found ? least[b] : found;
     return found;
 }
 
