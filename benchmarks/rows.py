@@ -71,14 +71,14 @@ ALL = (
         "behold, int8",
         "behold",
         quantize="int8",
-        formats=Formats("int8", "int8", "int8", "float16"),
+        formats=Formats("int8", "int8", "int8", "int8"),
     ),
     Row(
         "behold:int4",
         "behold, int4",
         "behold",
         quantize="int4",
-        formats=Formats("int4", "int8", "int8", "float16"),
+        formats=Formats("int4", "int8", "int8", "int8"),
     ),
     Row("transformers", "transformers", "transformers", needs=TRANSFORMERS),
     Row(

@@ -88,10 +88,13 @@ def test_any_step(
 
 
 def same(row: KeptRow, other: KeptRow) -> bool:
+    """To the bit; of rounded rows, whose sums are made in another order, an integer in a thousand may be the next."""
     if row.scales is not None and other.scales is not None:
         written = ~row.scales.isnan()
-        alike = torch.equal(written, ~other.scales.isnan()) and torch.equal(row.scales[written], other.scales[written])
-        return alike and torch.equal(row.numbers, other.numbers)
+        alike = torch.equal(written, ~other.scales.isnan())
+        alike = alike and torch.allclose(row.scales[written], other.scales[written], atol=0, rtol=1e-6)
+        off = (row.numbers.int() - other.numbers.int()).abs()
+        return alike and int(off.max()) <= 1 and int(off.sum()) <= 1 + off.numel() // 1000
     return torch.equal(row.numbers.nan_to_num(), other.numbers.nan_to_num())
 
 
