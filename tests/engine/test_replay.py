@@ -72,6 +72,16 @@ def test_replayed_or_not(
     assert answers(toy, lookup_rows=lookup_rows) == found and not played
 
 
+def test_the_next_answer_is_replayed_from_its_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded: list[int] = []
+    record = replay.Replay._record
+    monkeypatch.setattr(replay.Replay, "_record", lambda *given: (recorded.append(1), record(*given))[1])
+    engine = Engine(model(), tokenizer=None, eos_token_ids=frozenset(), options=EngineOptions(lookup_rows=0))
+    for seed in range(3):
+        engine.complete([(prompt(seed, 9 + 20 * seed), SamplingParams(max_new_tokens=8, ignore_eos=True))])
+    assert len(recorded) == 1, "whatever row it has"
+
+
 def test_what_the_kernels_do_not_do_is_not_lost(played: list[Tape], monkeypatch: pytest.MonkeyPatch) -> None:
     class Doubled(RMSNorm):
         def can_join(self, x: Tensor) -> bool:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from behold.models.config import TextConfig
 
 FLOOR_BYTES = 1 << 30
-KEPT_BYTES = 1 << 28, 1 << 30  # at least and at most, of finished sequences
+KEPT_BYTES = 1 << 27, 1 << 30  # at least and at most, of finished sequences
 SLACK_TOKENS = 256
 KV_DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
 
@@ -192,7 +192,7 @@ def kept_bytes(choice: int | None, model: VisionLanguageModel) -> int:
     if choice is not None:
         return choice
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-    return min(max(weights // 2, KEPT_BYTES[0]), KEPT_BYTES[1])
+    return min(max(weights // 4, KEPT_BYTES[0]), KEPT_BYTES[1])
 
 
 def _free_bytes() -> int:

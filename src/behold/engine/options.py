@@ -18,7 +18,7 @@ class EngineOptions:
         "int8" (a quarter, with a scale for each token and head), or "auto": as the model computes, but int8 for a
         quantized one on a CPU with AVX2.
     prefix_cache_bytes: how much of that finished sequences may fill, for those that begin alike; 0 keeps nothing. None:
-        half of what the weights take, from 256 MiB to 1 GiB.
+        a quarter of what the weights take, from 128 MiB to 1 GiB.
     image_cache_bytes: memory for image embeddings that are kept for a next time.
     lookup_rows: rows of a step that greedy answers may fill with guesses from their own text (engine/lookup.py).
     """

@@ -54,7 +54,7 @@ class Replay:
         self._recorded: OrderedDict[Hashable, _Recorded] = OrderedDict()
         self._trusted: dict[int, bool] = {}
         self._hooks = [
-            hooks for module in model.modules() for hooks in (module._forward_hooks, module._forward_pre_hooks)
+            hooks for module in model.decoder.modules() for hooks in (module._forward_hooks, module._forward_pre_hooks)
         ]
 
     def hidden(self, embeddings: Tensor, positions: Tensor, view: RowView, wanted: Tensor | None) -> Tensor:

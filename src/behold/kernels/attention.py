@@ -104,9 +104,8 @@ class RowTokens:
 
     @property
     def sameness(self) -> Hashable:
-        """What must be alike for two steps to differ in nothing but how many places are filled."""
-        contexts = range(3, len(self._rows), 6)
-        return self._way, self._threads, tuple(n for at, n in enumerate(self._rows) if at not in contexts)
+        """What must be alike for two steps to differ in nothing but `places`: rows, and how far they are filled."""
+        return self._way, self._threads, self._bits, tuple(self._rows[4::6]), tuple(self._rows[5::6])
 
     @property
     def places(self) -> ctypes.Array[ctypes.c_int64]:
