@@ -8,10 +8,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from behold.device import give_back_memory
 from behold.engine.image_cache import ImageCache
 from behold.models.base import VisionLanguageModel
 from behold.threads import SHARE
 from behold.types import ImageInput
+
+LARGE_PIXELS = 1 << 18  # numbers of a group's pictures: what a tower needs for so many is 100 MB and more
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,6 +76,9 @@ class Encoder:
             for picture, rows in zip(job.pictures, done.value, strict=True):
                 self._images.put(picture.digest, rows)
             self._job = None
+            if self._model.device.type == "cpu" and sum(each.pixels.size for each in job.pictures) >= LARGE_PIXELS:
+                # The prompt needs other sizes than the tower did, and the heap would keep both. It takes milliseconds.
+                give_back_memory()
         except BaseException:
             self._job = None  # a generator that raised cannot go on; the next step begins anew
             raise
