@@ -68,7 +68,7 @@ def test_replayed_or_not(
     found = answers(toy, lookup_rows=lookup_rows)
     assert len(played) > (40 if lookup_rows == 0 else 5)
     played.clear()
-    monkeypatch.setattr(replay, "MAX_ROWS", 0)
+    monkeypatch.setattr(replay, "FEW_ROWS", 0)
     assert answers(toy, lookup_rows=lookup_rows) == found and not played
 
 
@@ -96,7 +96,7 @@ def test_what_the_kernels_do_not_do_is_not_lost(played: list[Tape], monkeypatch:
     found = answers(toy)
     rows = 3
     assert 1 <= len(played) <= rows, "a try for each number of rows, and no more"
-    monkeypatch.setattr(replay, "MAX_ROWS", 0)
+    monkeypatch.setattr(replay, "FEW_ROWS", 0)
     assert answers(toy) == found
 
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "linear_q.h"
+#include "sanitized.h"
 
 extern "C" void bh_linear_q(const float *, const Layer *, int64_t, After, const float *, double, const float *, float *,
                             int64_t, int64_t, int);
@@ -13,13 +14,6 @@ extern "C" void bh_wide_q8(const int8_t *, int64_t, int64_t, int32_t *, const in
 extern "C" void bh_round_q4(const float *, uint8_t *, int8_t *, float *, int64_t, int64_t, int);
 
 namespace {
-
-uint64_t state = 1;
-
-int random(int low, int high) {
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    return low + static_cast<int>((state >> 33) % static_cast<uint64_t>(high - low + 1));
-}
 
 std::vector<float> inputs(int64_t rows, int64_t k) {
     std::vector<float> x(rows * k);

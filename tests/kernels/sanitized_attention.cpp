@@ -6,6 +6,8 @@
 #include <cstdlib>
 #include <vector>
 
+#include "sanitized.h"
+
 struct Row {
     void *cache;
     float *scales;
@@ -23,19 +25,6 @@ void bh_attend_q8(const float *, char *, float *, int64_t, int64_t, int64_t, int
 }
 
 namespace {
-
-uint64_t state = 1;
-
-int random(int low, int high) {
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    return low + static_cast<int>((state >> 33) % static_cast<uint64_t>(high - low + 1));
-}
-
-std::vector<float> numbers(int64_t size) {
-    std::vector<float> values(size);
-    for (float &value : values) value = static_cast<float>(random(-1000, 1000)) * 0.001f;
-    return values;
-}
 
 bool close(const std::vector<float> &a, const std::vector<float> &b, float most = 1e-5f) {
     for (size_t i = 0; i < a.size(); i++)

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "replay.h"
+#include "sanitized.h"
 
 extern "C" void bh_linear_f32(const float *, const float *, const float *, const float *, float *, int64_t, int64_t,
                               int64_t, int);
@@ -22,19 +23,6 @@ struct Call {
 extern "C" void bh_replay(const Call *, int64_t);
 
 namespace {
-
-uint64_t state = 1;
-
-int random(int low, int high) {
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    return low + static_cast<int>((state >> 33) % static_cast<uint64_t>(high - low + 1));
-}
-
-std::vector<float> numbers(int64_t size) {
-    std::vector<float> values(size);
-    for (float &value : values) value = static_cast<float>(random(-1000, 1000)) * 0.001f;
-    return values;
-}
 
 bool near(float found, double exact, double scale) { return std::fabs(found - exact) <= 1e-4 * (1 + scale); }
 

@@ -4,6 +4,8 @@
 #include <cstdio>
 #include <vector>
 
+#include "sanitized.h"
+
 extern "C" {
 void bh_resample_rows(const uint8_t *, uint8_t *, const int32_t *, const int16_t *, const int16_t *, int64_t, int64_t,
                       int64_t, int64_t);
@@ -12,13 +14,6 @@ void bh_resample_columns(const uint8_t *, uint8_t *, const int32_t *, const int1
 }
 
 namespace {
-
-uint64_t state = 1;
-
-int random(int low, int high) {
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    return low + static_cast<int>((state >> 33) % static_cast<uint64_t>(high - low + 1));
-}
 
 // For each of `size` pixels where its neighbours start among `old`, and their weights, whole and in two halves.
 struct Weights {

@@ -18,9 +18,8 @@ from behold.engine.kv_cache import RowView
 from behold.kernels import native
 from behold.kernels.attention import RowTokens
 from behold.kernels.replay import Tape
-from behold.models.base import VisionLanguageModel
+from behold.models.base import FEW_ROWS, VisionLanguageModel
 
-MAX_ROWS = 16
 TAPES = 4  # kept: guesses make steps of one row and of several take turns
 
 
@@ -63,7 +62,7 @@ class Replay:
         if (
             wanted is not None
             or tokens is None
-            or rows > MAX_ROWS
+            or rows > FEW_ROWS
             or not self._plain
             or not self._trusted.get(rows, True)
             or self._watched()

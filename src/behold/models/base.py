@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+FEW_ROWS = 16  # so many pass in a moment; such passes may be replayed (engine/replay.py), with one number of threads
+
 
 class VisionLanguageModel(nn.Module, ABC):
     """Vision tower + connector + one text decoder. No state between calls: positions and caches are arguments."""

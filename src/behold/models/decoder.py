@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from behold.models.base import FEW_ROWS
 from behold.nn.embedding import embedding
 from behold.nn.linear import Linear, product
 from behold.nn.mlp import GatedMLP
@@ -22,8 +23,6 @@ from behold.threads import SHARE
 if TYPE_CHECKING:
     from behold.models.config import TextConfig
     from behold.nn.attention import CacheView
-
-FEW_ROWS = 16  # so many pass in a moment; such passes may be replayed, with the threads they began with
 
 
 class Attention(nn.Module):
