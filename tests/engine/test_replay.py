@@ -82,15 +82,18 @@ def test_the_next_answer_is_replayed_from_its_first_step(monkeypatch: pytest.Mon
     assert len(recorded) == 1, "whatever row it has"
 
 
+class Doubled(RMSNorm):
+    """What no kernel does."""
+
+    def can_join(self, x: Tensor) -> bool:
+        return False
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = super().forward(x) * 2
+        return out
+
+
 def test_what_the_kernels_do_not_do_is_not_lost(played: list[Tape], monkeypatch: pytest.MonkeyPatch) -> None:
-    class Doubled(RMSNorm):
-        def can_join(self, x: Tensor) -> bool:
-            return False
-
-        def forward(self, x: Tensor) -> Tensor:
-            out: Tensor = super().forward(x) * 2
-            return out
-
     toy = model()
     toy.decoder.layers[1].input_layernorm.__class__ = Doubled
     found = answers(toy)
@@ -98,6 +101,23 @@ def test_what_the_kernels_do_not_do_is_not_lost(played: list[Tape], monkeypatch:
     assert 1 <= len(played) <= rows, "a try for each number of rows, and no more"
     monkeypatch.setattr(replay, "FEW_ROWS", 0)
     assert answers(toy) == found
+
+
+def test_a_step_that_comes_again_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = model()
+    toy.decoder.layers[1].input_layernorm.__class__ = Doubled
+    asked = [(1, 1), (1, 1), (1, 1), (2, 12), (3, 12)]  # seeds of prompts, and new tokens
+
+    def all_answers() -> list[tuple[int, ...]]:
+        engine = Engine(toy, tokenizer=None, eos_token_ids=frozenset(), options=EngineOptions(lookup_rows=0))
+        params = [SamplingParams(max_new_tokens=new, ignore_eos=True) for _, new in asked]
+        return [
+            engine.complete([(prompt(seed, 9), own)])[0].ids for (seed, _), own in zip(asked, params, strict=True)
+        ]
+
+    found = all_answers()
+    monkeypatch.setattr(replay, "FEW_ROWS", 0)
+    assert all_answers() == found
 
 
 def test_a_hook_is_called_for_every_token() -> None:
