@@ -62,6 +62,7 @@ def _is_there(module: str) -> bool:
 
 TRANSFORMERS = {"transformers": "transformers"}
 QUANTO = TRANSFORMERS | {"optimum.quanto": "optimum-quanto", "accelerate": "accelerate"}
+LOOK_AHEAD = "int4"  # a greedy token reads codes of the head, and few of its integers
 LLAMA_CPP = {"llama_cpp": "llama-cpp-python", "gguf": "gguf"}
 
 ALL = (
@@ -71,14 +72,14 @@ ALL = (
         "behold, int8",
         "behold",
         quantize="int8",
-        formats=Formats("int8", "int8", "int8", "int8"),
+        formats=Formats("int8", "int8", LOOK_AHEAD, "int8"),
     ),
     Row(
         "behold:int4",
         "behold, int4",
         "behold",
         quantize="int4",
-        formats=Formats("int4", "int8", "int8", "int8"),
+        formats=Formats("int4", "int8", LOOK_AHEAD, "int8"),
     ),
     Row("transformers", "transformers", "transformers", needs=TRANSFORMERS),
     Row(

@@ -48,6 +48,9 @@ class FakeDecoder(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         return 4 * self.head(hidden)
 
+    def best(self, hidden: Tensor) -> None:
+        """All logits are as soon computed."""
+
 
 class FakeModel(VisionLanguageModel):
     """Counts the pictures it encodes; `fail_next` makes the next pass raise."""

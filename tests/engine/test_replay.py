@@ -111,9 +111,7 @@ def test_a_step_that_comes_again_proves_nothing(monkeypatch: pytest.MonkeyPatch)
     def all_answers() -> list[tuple[int, ...]]:
         engine = Engine(toy, tokenizer=None, eos_token_ids=frozenset(), options=EngineOptions(lookup_rows=0))
         params = [SamplingParams(max_new_tokens=new, ignore_eos=True) for _, new in asked]
-        return [
-            engine.complete([(prompt(seed, 9), own)])[0].ids for (seed, _), own in zip(asked, params, strict=True)
-        ]
+        return [engine.complete([(prompt(seed, 9), own)])[0].ids for (seed, _), own in zip(asked, params, strict=True)]
 
     found = all_answers()
     monkeypatch.setattr(replay, "FEW_ROWS", 0)

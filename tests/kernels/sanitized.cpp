@@ -1,5 +1,6 @@
 // Products of odd shapes in buffers of just their size; prints how many were computed and compared.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -11,6 +12,7 @@
 extern "C" void bh_linear_q(const float *, const Layer *, int64_t, After, const float *, double, const float *, float *,
                             int64_t, int64_t, int);
 extern "C" void bh_wide_q8(const int8_t *, int64_t, int64_t, int32_t *, const int32_t *, Wide *, int);
+extern "C" void bh_best_q8(const float *, const Layer *, float *, const float *, int64_t *, int64_t, int64_t, int);
 extern "C" void bh_round_q4(const float *, uint8_t *, int8_t *, float *, int64_t, int64_t, int);
 
 namespace {
@@ -69,6 +71,23 @@ bool rounds(int64_t n, int64_t k) {
     return true;
 }
 
+// The largest results, from rough ones.
+bool chooses(const Layer &layer, int64_t rows, int64_t k) {
+    const std::vector<float> x = inputs(rows, k), errors(layer.n, 1e6f);
+    std::vector<float> y(rows * layer.n), rough;
+    std::vector<int64_t> best(rows);
+    bh_linear_q(x.data(), &layer, 1, STORE, nullptr, 0, nullptr, y.data(), rows, k, 1);
+    rough = y;
+    for (float &value : rough) value *= 1 + 0.01f * static_cast<float>(random(-1, 1));
+    bh_best_q8(x.data(), &layer, rough.data(), errors.data(), best.data(), rows, k, 1);
+    for (int64_t m = 0; m < rows; m++) {
+        const float *own = y.data() + m * layer.n;
+        const int64_t found = std::isnan(own[0]) ? -1 : std::max_element(own, own + layer.n) - own;
+        if (best[m] != found) return false;
+    }
+    return true;
+}
+
 } // namespace
 
 int main() {
@@ -108,6 +127,10 @@ int main() {
         if (!run(&eight, 1, ADD, n) || !run(&four, 1, GELU, n) || !run(both, 2, STORE, 2 * n) ||
             !run(gated, 2, TIMES_SILU, n)) {
             std::printf("rows differ: %d by %d by %d\n", int(rows), int(k), int(n));
+            return 1;
+        }
+        if (rows <= 8 && !chooses(eight, rows, k)) {
+            std::printf("not the largest: %d by %d by %d\n", int(rows), int(k), int(n));
             return 1;
         }
         if (!rounds(n, k)) {

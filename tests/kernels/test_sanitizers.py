@@ -15,7 +15,11 @@ SOURCES = Path(native.__file__).parent / "csrc"
 COMPILER = shutil.which("g++") or shutil.which("c++")
 FLAGS = ["-std=c++17", "-O0", "-fno-math-errno", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 PROGRAMS = [
-    ("sanitized.cpp", ("linear_q.cpp", "linear_q8.cpp", "linear_q4.cpp", "round_q4.cpp", "rows.cpp"), "300 products"),
+    (
+        "sanitized.cpp",
+        ("linear_q.cpp", "linear_q8.cpp", "linear_q4.cpp", "best_q8.cpp", "round_q4.cpp", "rows.cpp"),
+        "300 products",
+    ),
     (
         "sanitized_attention.cpp",
         ("attention_few.cpp", "attention_tiles.cpp", "attention_rows.cpp", "attention_q8.cpp"),

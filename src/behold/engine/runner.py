@@ -20,7 +20,7 @@ from behold.engine.encoder import Encoder
 from behold.engine.image_cache import ImageCache
 from behold.engine.kv_cache import KVCache
 from behold.engine.replay import Replay
-from behold.engine.sampler import Sampled, Sampler, likeliest, processed, reads_history
+from behold.engine.sampler import Sampled, Sampler, is_plain, likeliest, processed, reads_history
 from behold.engine.scheduler import Step
 from behold.engine.sequence import Chunk, Scoring, Sequence
 from behold.models.base import VisionLanguageModel
@@ -85,7 +85,7 @@ class Runner:
         view = self.cache.view(tensors.plan)
         hidden = self._replay.hidden(embeddings, tensors.positions, view, tensors.sample_rows)
         if tensors.n_samples:
-            self._choose(self._model.logits(hidden), [c for c in chunks if c.samples], output)
+            self._choose(hidden, [c for c in chunks if c.samples], output)
         return output
 
     # --- pictures: what the scheduler asks ----------------------------------------------------------------------------
@@ -162,8 +162,19 @@ class Runner:
         if longest > self._positions.shape[0]:
             self._positions = self._model.positions(max(longest, 2 * self._positions.shape[0])).to(self.device)
 
-    def _choose(self, logits: Tensor, chunks: list[Chunk], output: StepOutput) -> None:
-        """logits: (R, V), for each chunk a row, or one a running beam, or one a token of the texts to rate."""
+    def _choose(self, hidden: Tensor, chunks: list[Chunk], output: StepOutput) -> None:
+        """hidden: (R, D), for each chunk a row, or one a running beam, or one a token of the texts to rate."""
+        best = self._model.best(hidden) if all(wants_likeliest(chunk) for chunk in chunks) else None
+        if best is not None:
+            ids = best.tolist()
+            for chunk in chunks:
+                own, ids = ids[: chunk.n_logits], ids[chunk.n_logits :]
+                output.sampled[chunk.sequence.key] = confirmed(own, chunk.guesses)
+            return
+        self._choose_by_logits(self._model.logits(hidden), chunks, output)
+
+    def _choose_by_logits(self, logits: Tensor, chunks: list[Chunk], output: StepOutput) -> None:
+        """logits: (R, V), as `_choose` has hidden states."""
         singles: list[Sequence] = []
         rows: list[int] = []
         row = 0
@@ -174,7 +185,7 @@ class Runner:
             elif sequence.beams is not None:
                 output.candidates[sequence.key] = self._continuations(own, sequence)
             elif chunk.guesses:
-                output.sampled[sequence.key] = confirmed(own, chunk.guesses)
+                output.sampled[sequence.key] = confirmed(likeliest(own), chunk.guesses)
             else:
                 singles.append(sequence)
                 rows.append(row)
@@ -204,9 +215,17 @@ class Runner:
             del self._pins[key]
 
 
-def confirmed(logits: Tensor, guesses: tuple[int, ...]) -> list[Sampled]:
-    """The greedy choice behind the newest token and behind every guess that was right. logits: (1 + guesses, V)."""
-    best = likeliest(logits)
+def wants_likeliest(chunk: Chunk) -> bool:
+    """Whether nothing of the logits is asked for but which is the largest."""
+    sequence = chunk.sequence
+    return sequence.scoring is None and sequence.beams is None and is_plain(sequence)
+
+
+def confirmed(best: Many[int], guesses: tuple[int, ...]) -> list[Sampled]:
+    """The greedy choice behind the newest token and behind every guess that was right.
+
+    best: the likeliest id behind the newest token and behind each guess.
+    """
     right = next((i for i, guess in enumerate(guesses) if guess != best[i]), len(guesses))
     return [Sampled(token) for token in best[: right + 1]]
 

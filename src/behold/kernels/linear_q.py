@@ -61,7 +61,7 @@ class Kernel:
 
     def __init__(self, parts: Sequence[Parts], inputs: int) -> None:
         self._parts = parts  # they live as long as their addresses are used
-        self._layers, self._count = _words([part.numbers() for part in parts]), len(parts)
+        self._layers, self._count = words([part.numbers() for part in parts]), len(parts)
         self._wide: list[tuple[Tensor, Tensor] | None] | None = None
         self._library = native.LIBRARY
         self._inputs, self._width = inputs, sum(part.outputs for part in parts)
@@ -116,10 +116,11 @@ class Kernel:
     def _look_for_wide(self) -> None:
         """For the first product with many rows. What the library has in hand stays as it is: others may be using it."""
         self._wide = [None if part.multipliers is not None else wide_weights(part.weight) for part in self._parts]
-        self._layers = _words([part.numbers(wide) for part, wide in zip(self._parts, self._wide, strict=True)])
+        self._layers = words([part.numbers(wide) for part, wide in zip(self._parts, self._wide, strict=True)])
 
 
-def _words(layers: list[list[int]]) -> ctypes.Array[ctypes.c_int64]:
+def words(layers: list[list[int]]) -> ctypes.Array[ctypes.c_int64]:
+    """Layers, each as Parts.numbers gives it, as a kernel takes them."""
     numbers = [number for layer in layers for number in layer]
     return (ctypes.c_int64 * len(numbers))(*numbers)
 

@@ -29,6 +29,7 @@ _SIGNATURES: dict[str, str] = {  # p: address, i: 64-bit integer, d: double, t: 
     "bh_linear_q": "ppiipdppiit",
     "bh_wide_q8": "piipppt",
     "bh_table_q8": "pipppit",
+    "bh_best_q8": "pppppiit",
     "bh_round_q4": "ppppiit",
     "bh_rms_norm_f32": "pppiidt",
     "bh_rotate_f32": "pipppiiiit",

@@ -86,6 +86,14 @@ class VisionLanguageModel(nn.Module, ABC):
         """(R, D) hidden rows to (R, V) logits: call it with the rows that are sampled, not with all."""
         return self.decoder.logits(hidden)
 
+    def best(self, hidden: Tensor) -> Tensor | None:
+        """(R, D) hidden rows to the ids, (R,) int64, of their largest logits: the first of those that are equal.
+
+        None where no way is shorter than to compute all logits.
+        """
+        plain = type(self).logits is VisionLanguageModel.logits  # a family may do more to them
+        return self.decoder.best(hidden) if plain else None
+
 
 def drained(pieces: Generator[None, None, T]) -> T:
     """What work that comes in pieces arrives at, without a pause."""

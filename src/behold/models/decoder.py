@@ -16,6 +16,7 @@ from behold.nn.linear import Linear, product
 from behold.nn.mlp import GatedMLP
 from behold.nn.norms import RMSNorm
 from behold.nn.rotary import Rotary, rotate, rotate_
+from behold.quant.head import Int8Head
 from behold.quant.joined import Joined
 from behold.quant.linear import QuantizedEmbedding
 from behold.threads import SHARE
@@ -131,3 +132,10 @@ class Decoder(nn.Module):
             return product(hidden, self.embed_tokens.weight)
         out: Tensor = self.lm_head(hidden)
         return out
+
+    def best(self, hidden: Tensor) -> Tensor | None:
+        """(R, D) to the first of the largest logits of each row, (R,) int64; None where the logits are to be asked."""
+        head: nn.Module = self.embed_tokens if self.lm_head is None else self.lm_head
+        if isinstance(head, QuantizedEmbedding):
+            head = head.layer
+        return head.best(hidden) if isinstance(head, Int8Head) else None

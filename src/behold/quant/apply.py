@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from behold.quant.float8 import Float8Linear
+from behold.quant.head import LEAST_WEIGHTS, Int8Head
 from behold.quant.linear import Int4Linear, Int8Linear, QuantizedEmbedding, QuantizedLinear
 from behold.quant.schemes import FULL, GATES, PACKED, SAFER, Layer, find_scheme
 
@@ -55,9 +56,12 @@ class Quantizer:
         self._model, self._device, self._dtype = model, device, dtype
         self._asked: dict[str, str] = {}
         self._arrived = arrived or {}
+        self._head = ""
         inside = {id(module) for module in (model if decoder is None else decoder).modules()}
         for name, module in model.named_modules():
             last, is_text = name.rpartition(".")[2], id(module) in inside
+            if is_text and (last == "lm_head" or (last == "embed_tokens" and not self._head)):
+                self._head = name  # a table serves as one where there is no other
             wanted = isinstance(module, nn.Linear) or (
                 isinstance(module, nn.Embedding) and is_text and last == "embed_tokens"
             )
@@ -80,7 +84,8 @@ class Quantizer:
             return None
         assert isinstance(module, nn.Linear | nn.Embedding)
         dtype = self._dtype or module.weight.dtype
-        small, layer = round_layer(name, module, asked)
+        on_cpu = (self._device or module.weight.device).type == "cpu"
+        small, layer = round_layer(name, module, asked, head=on_cpu and name == self._head)
         if name in self._arrived:
             before = layer.bytes_before - module.weight.nbytes + self._arrived[name]
             layer = replace(layer, bytes_before=before)
@@ -108,8 +113,13 @@ def quantize_(
 
 
 @torch.no_grad()
-def round_layer(name: str, module: nn.Linear | nn.Embedding, asked: str) -> tuple[Quantized | None, Layer]:
-    """(the layer in the first form from `asked` on that keeps its gate, None where none does; what became of it)."""
+def round_layer(
+    name: str, module: nn.Linear | nn.Embedding, asked: str, *, head: bool = False
+) -> tuple[Quantized | None, Layer]:
+    """(the layer in the first form from `asked` on that keeps its gate, None where none does; what became of it).
+
+    head: it chooses among ids, on a CPU.
+    """
     weight = module.weight.detach()
     bias = module.bias if isinstance(module, nn.Linear) else None
     before = weight.nbytes + (0 if bias is None else bias.nbytes)
@@ -118,7 +128,11 @@ def round_layer(name: str, module: nn.Linear | nn.Embedding, asked: str) -> tupl
     refused: dict[str, float] = {}
     scheme = asked
     while scheme != FULL:
-        small = QuantizedEmbedding.of(module) if isinstance(module, nn.Embedding) else _LINEARS[scheme].of(module)
+        int8 = Int8Head if head and weight.numel() >= LEAST_WEIGHTS else Int8Linear
+        if isinstance(module, nn.Embedding):
+            small: Quantized = QuantizedEmbedding.of(module, int8)
+        else:
+            small = (int8 if scheme == "int8" else _LINEARS[scheme]).of(module)
         error = probe_error(small, weight, bias)
         if error <= GATES[scheme]:
             return small, Layer(name, asked, scheme, before, small.n_bytes, error, refused)
@@ -189,11 +203,12 @@ def restore(model: nn.Module, layers: Sequence[Layer], tensors: Mapping[str, Ten
 
 
 def _restored(module: nn.Module, layer: Layer, state: dict[str, Tensor], dtype: torch.dtype) -> Quantized:
+    int8 = Int8Head if "errors" in state else Int8Linear
     if isinstance(module, nn.Embedding):
         size = {"num_embeddings": module.num_embeddings, "embedding_dim": module.embedding_dim}
-        return QuantizedEmbedding.from_state(state, **size).to(dtype)
+        return QuantizedEmbedding.from_state(state, **size, kind=int8).to(dtype)
     assert isinstance(module, nn.Linear)
-    kind = _LINEARS[layer.scheme]
+    kind = int8 if layer.scheme == "int8" else _LINEARS[layer.scheme]
     return kind.from_state(state, in_features=module.in_features, out_features=module.out_features)
 
 

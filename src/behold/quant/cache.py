@@ -28,7 +28,7 @@ from typing import Any
 from behold._version import __version__
 from behold.errors import OptionError
 
-FORMAT = 1  # of the files; goes up whenever a packed weight would be read differently
+FORMAT = 2  # of the files; goes up whenever a packed weight would be read differently, or has more parts
 METADATA_KEY = "behold"
 SUFFIX, UNFINISHED = ".safetensors", ".unfinished"
 

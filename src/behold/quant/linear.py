@@ -146,12 +146,23 @@ class Int8Linear(QuantizedLinear):
     """y = x · (q · scale)ᵀ + bias with integers q of 8 bits. weight: (⌈out / 32⌉, ⌈in / 4⌉, 32, 4) int8."""
 
     scheme = "int8"
-    NAMES = ("weight", "scale", "sums")
+    NAMES: ClassVar[tuple[str, ...]] = ("weight", "scale", "sums")
     MOST_INPUTS, INPUT_BITS = linear_q.MAX_INPUTS_8, 7
 
     @classmethod
     def _rounded(cls, weight: Tensor) -> dict[str, Tensor]:
-        return int8_state(weight)
+        n, k = weight.shape
+        device = weight.device
+        state = {
+            "weight": torch.empty(-(-n // PANEL), -(-k // 4), PANEL, 4, dtype=torch.int8, device=device),
+            "scale": torch.empty(n, device=device),
+            "sums": torch.empty(n, dtype=torch.int32, device=device),
+        }
+        for rows, panels in portions(n, k):
+            rounded, state["scale"][rows] = round_rows(weight[rows])
+            state["weight"][panels] = pack(rounded)
+            state["sums"][rows] = rounded.sum(1, dtype=torch.int32)
+        return state
 
     def _product(self, x: Tensor) -> Tensor:
         return self._torch(x, self._integers, self.scale, self.sums, self.bias)
@@ -185,7 +196,7 @@ class Int4Linear(QuantizedLinear):
             "sums": torch.empty(n, dtype=torch.int32, device=device),
         }
         rounding = linear_q.round_groups if native.LIBRARY is not None and device.type == "cpu" else round_groups
-        for rows, panel in _portions(n, k):
+        for rows, panel in portions(n, k):
             codes, multipliers, state["scale"][rows] = rounding(weight[rows])
             state["weight"][panel] = pack_codes(codes)
             wide = F.pad(multipliers, (0, 0, 0, -len(multipliers) % PANEL))
@@ -215,15 +226,22 @@ class QuantizedEmbedding(nn.Module):
         self.layer = layer
 
     @classmethod
-    def of(cls, table: nn.Embedding) -> Self:
-        """The same table, rounded; nothing of `table` is kept."""
+    def of(cls, table: nn.Embedding, kind: type[Int8Linear] = Int8Linear) -> Self:
+        """The same table, rounded, as a layer of this kind; nothing of `table` is kept."""
         rows, width = table.weight.shape
-        return cls(Int8Linear(int8_state(table.weight.detach()), in_features=width, out_features=rows))
+        return cls(kind(kind._rounded(table.weight.detach()), in_features=width, out_features=rows))
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Tensor], *, num_embeddings: int, embedding_dim: int) -> Self:
-        """The table that `state` came from. Tensors are not copied."""
-        return cls(Int8Linear.from_state(state, in_features=embedding_dim, out_features=num_embeddings))
+    def from_state(
+        cls,
+        state: Mapping[str, Tensor],
+        *,
+        num_embeddings: int,
+        embedding_dim: int,
+        kind: type[Int8Linear] = Int8Linear,
+    ) -> Self:
+        """The table that `state` came from, as a layer of this kind. Tensors are not copied."""
+        return cls(kind.from_state(state, in_features=embedding_dim, out_features=num_embeddings))
 
     def state(self) -> dict[str, Tensor]:
         """All that it is made of, by name; not copies."""
@@ -257,24 +275,8 @@ class QuantizedEmbedding(nn.Module):
         return self
 
 
-def int8_state(weight: Tensor) -> dict[str, Tensor]:
-    """What an int8 layer with these (out, in) weights is made of, beside the bias."""
-    n, k = weight.shape
-    device = weight.device
-    state = {
-        "weight": torch.empty(-(-n // PANEL), -(-k // 4), PANEL, 4, dtype=torch.int8, device=device),
-        "scale": torch.empty(n, device=device),
-        "sums": torch.empty(n, dtype=torch.int32, device=device),
-    }
-    for rows, panels in _portions(n, k):
-        rounded, state["scale"][rows] = round_rows(weight[rows])
-        state["weight"][panels] = pack(rounded)
-        state["sums"][rows] = rounded.sum(1, dtype=torch.int32)
-    return state
-
-
-def _portions(n: int, k: int) -> Iterator[tuple[slice, slice]]:
-    """(n, k) weights in portions of rows, and of panels."""
+def portions(n: int, k: int) -> Iterator[tuple[slice, slice]]:
+    """(n, k) weights in portions of rows, and of panels: what is widened at a time stays small."""
     panels = max(1, AT_ONCE // (PANEL * k))
     for first in range(0, -(-n // PANEL), panels):
         yield slice(first * PANEL, (first + panels) * PANEL), slice(first, first + panels)
