@@ -43,36 +43,51 @@ struct Call {
     const int32_t *offsets; // for few rows and codes
     const uint8_t *largest; // for many rows, and weights of 8 bits that were looked at
 
-    void panel(int64_t layer, int64_t column, After then, int64_t begin, int64_t end, int64_t panel, bool few) const {
-        const Columns columns{layers[layer], rows, y + column, width, then, residual, largest};
-        if (codes(layers[layer]))
-            panel_q4(columns, k, begin, end, panel, offsets);
-        else
-            panel_q8(columns, k, begin, end, panel, few);
+    Columns columns(int64_t layer, int64_t column, After then) const {
+        return {layers[layer], rows, y + column, width, then, residual, largest};
     }
 
     bool gated() const { return after == TIMES_SILU && count == 2; }
 
-    // The panels of all layers, one behind the other; those of a gate and what it is for belong together.
-    int64_t items() const {
-        if (gated()) return panels_of(layers[0]);
+    // Panels of a layer that are computed together. Those of a gate and what it is for always are.
+    int64_t together(bool few) const { return few || gated() || codes(layers[0]) ? 1 : 2; }
+
+    int64_t items_of(int64_t layer, bool few) const {
+        return (panels_of(layers[layer]) + together(few) - 1) / together(few);
+    }
+
+    // All layers' panels, one behind the other.
+    int64_t items(bool few) const {
+        if (gated()) return items_of(0, few);
         int64_t sum = 0;
-        for (int64_t i = 0; i < count; i++) sum += panels_of(layers[i]);
+        for (int64_t i = 0; i < count; i++) sum += items_of(i, few);
         return sum;
+    }
+
+    void panels(const Panel *some, int number, int64_t begin, int64_t end, bool few) const {
+        if (!few && !codes(layers[0])) return many_q8(some, number, k, begin, end);
+        for (const Panel *panel = some; panel < some + number; panel++)
+            if (codes(layers[0]))
+                panel_q4(panel->columns, k, begin, end, panel->number, offsets);
+            else
+                few_q8(*panel, k, end);
     }
 
     void item(int64_t number, int64_t begin, int64_t end, bool few) const {
         if (gated()) {
-            panel(0, 0, STORE, begin, end, number, few);
-            panel(1, 0, TIMES_SILU, begin, end, number, few);
-            return;
+            const Columns gate = columns(0, 0, STORE), up = columns(1, 0, TIMES_SILU);
+            const Panel both[] = {{gate, number}, {up, number}};
+            return panels(both, 2, begin, end, few);
         }
         int64_t layer = 0, column = 0;
-        for (; number >= panels_of(layers[layer]); layer++) {
-            number -= panels_of(layers[layer]);
+        for (; number >= items_of(layer, few); layer++) {
+            number -= items_of(layer, few);
             column += layers[layer].n;
         }
-        panel(layer, column, after, begin, end, number, few);
+        const Columns own = columns(layer, column, after);
+        const int64_t first = number * together(few), rest = panels_of(layers[layer]) - first;
+        const Panel some[] = {{own, first}, {own, first + 1}};
+        panels(some, rest > 1 && together(few) > 1 ? 2 : 1, begin, end, few);
     }
 
     void round(const float *x, int64_t n_rows, const float *norm, double eps, int threads) {
@@ -90,8 +105,9 @@ struct Call {
     }
 
     void run(int64_t n_rows, int threads) const {
-        const int64_t all = items();
-        if (n_rows <= FEW) {
+        const bool few = n_rows <= FEW;
+        const int64_t all = items(few);
+        if (few) {
             in_parallel_parts(all, all >= 32 ? 2 : 1, threads, [&](int64_t begin, int64_t end) {
                 for (int64_t number = begin; number < end; number++) item(number, 0, n_rows, true);
             });

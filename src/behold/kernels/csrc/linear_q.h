@@ -87,10 +87,18 @@ struct Columns {
     }
 };
 
-constexpr int64_t TILE = 3; // rows that share the weights that are read
+struct Panel {
+    const Columns &columns;
+    int64_t number;
+};
 
-// Rows [begin, end) of one panel of a layer, from a tile's first. With few rows, reading the weights takes the time.
-void panel_q8(const Columns &columns, int64_t k, int64_t begin, int64_t end, int64_t panel, bool few);
+constexpr int64_t TILE = 3; // rows that share the weights that are read, and what is known of their integers
+
+// The first `count` rows: reading the weights takes the time.
+void few_q8(const Panel &panel, int64_t k, int64_t count);
+
+// Rows [begin, end), from a tile's first, of one panel or of two, which may be of two layers.
+void many_q8(const Panel *panels, int count, int64_t k, int64_t begin, int64_t end);
 
 // The largest integer that `count` rows of a tile have in the places i, i + 1, i + 4 and i + 5, for each place i.
 void largest_q8(const Row *rows, int64_t count, int64_t k, uint8_t *out);

@@ -1,7 +1,7 @@
 // x · (q · scale)ᵀ + bias with weights q of 8 bits: [panel of 32 columns][four places of K][column][place].
 //
 // The sums are exact, so they may be formed in any order: with few rows, weights are read from four parts of a panel at
-// a time, as memory likes it; with many, three rows share what is read.
+// a time, as memory likes it; with many, what of two panels stays in the first cache meets all rows of a portion.
 //
 // With many rows, the products of eight places are added in 16 bits before they are widened, two pairs of weights in
 // each sum: a sixth fewer instructions. Nearly always they fit. Where the weights are such that they may not, which is
@@ -17,6 +17,11 @@
 namespace {
 
 constexpr int64_t QUAD = PANEL * 4; // weights of four places
+constexpr int64_t PART = 64;        // quads that many rows meet at a time: of two panels, half of the first cache
+constexpr int64_t MOST = 192;       // rows of a portion
+
+// Where panels begin, of one layer or of two, that rows meet together.
+template <int PANELS> using Weights = const int8_t *[PANELS];
 
 #if defined(__AVX2__)
 
@@ -34,8 +39,9 @@ inline __attribute__((always_inline)) void add(Four &sums, const uint8_t *intege
     sums.keep();
 }
 
-// The product of MR rows with a panel, read from STREAMS places at a time.
-template <int MR, int STREAMS> void product(const Row *rows, const int8_t *w, int64_t quads, int32_t (*out)[PANEL]) {
+// The product of MR rows with a panel, read from four places at a time.
+template <int MR> void product(const Row *rows, const int8_t *w, int64_t quads, int32_t (*out)[PANEL]) {
+    constexpr int STREAMS = 4;
     Four first, second, third;
     const uint8_t *a = rows[0].integers, *b = rows[MR > 1].integers, *c = rows[MR > 2 ? 2 : 0].integers;
     const auto step = [&](int64_t quad) __attribute__((always_inline)) {
@@ -57,9 +63,9 @@ inline __attribute__((always_inline)) void add_to(__m256i &sum, __m256i value) {
     asm volatile("vpaddd %1, %0, %0" : "+x"(sum) : "x"(value));
 }
 
-// The products of eight places of a row with a panel are added; sums of four may have lost 65536.
-inline __attribute__((always_inline)) void add_eight(Four &sums, const uint8_t *integers, const int8_t *w) {
-    const __m256i ones = _mm256_set1_epi16(1), a = four_places(integers), b = four_places(integers + 4);
+// The products of eight places, of which a and b have four each, are added; sums of four may have lost 65536.
+inline __attribute__((always_inline)) void add_eight(Four &sums, __m256i a, __m256i b, const int8_t *w) {
+    const __m256i ones = _mm256_set1_epi16(1);
     const auto product = [&](int v) __attribute__((always_inline)) {
         const __m256i low = _mm256_maddubs_epi16(a, load(w + 32 * v));
         return _mm256_madd_epi16(_mm256_add_epi16(low, _mm256_maddubs_epi16(b, load(w + QUAD + 32 * v))), ones);
@@ -70,23 +76,34 @@ inline __attribute__((always_inline)) void add_eight(Four &sums, const uint8_t *
     add_to(sums.d, product(3));
 }
 
-template <int MR> void product_of_eights(const Row *rows, const int8_t *w, int64_t quads, int32_t (*out)[PANEL]) {
-    Four first, second, third;
-    const uint8_t *a = rows[0].integers, *b = rows[MR > 1].integers, *c = rows[MR > 2 ? 2 : 0].integers;
+// sums += the products of a row's integers with quads of each panel, eight places at a time or four. One row at a time
+// is as fast as several, as the weights are in the first cache, and leaves registers for two panels.
+template <int PANELS, bool EIGHTS>
+void add_part(const uint8_t *integers, const Weights<PANELS> &w, int64_t quads, int32_t (*sums)[PANEL]) {
+    const int8_t *first = w[0], *last = w[PANELS - 1];
+    Four one, other;
+    one.load_from(sums[0]);
+    if (PANELS > 1) other.load_from(sums[PANELS - 1]);
     int64_t quad = 0;
-    for (; quad + 2 <= quads; quad += 2) {
-        add_eight(first, a + 4 * quad, w + quad * QUAD);
-        if (MR > 1) add_eight(second, b + 4 * quad, w + quad * QUAD);
-        if (MR > 2) add_eight(third, c + 4 * quad, w + quad * QUAD);
+    const auto eight = [&] __attribute__((always_inline)) {
+        const __m256i a = four_places(integers + 4 * quad), b = four_places(integers + 4 * quad + 4);
+        add_eight(one, a, b, first + quad * QUAD);
+        if (PANELS > 1) add_eight(other, a, b, last + quad * QUAD);
+        quad += 2;
+    };
+    if (EIGHTS) {
+        while (quad + 4 <= quads) {
+            eight();
+            eight();
+        }
+        if (quad + 2 <= quads) eight();
     }
-    if (quad < quads) {
-        add(first, a, w, quad);
-        if (MR > 1) add(second, b, w, quad);
-        if (MR > 2) add(third, c, w, quad);
+    for (; quad < quads; quad++) {
+        add(one, integers, first, quad);
+        if (PANELS > 1) add(other, integers, last, quad);
     }
-    first.store_to(out[0]);
-    if (MR > 1) second.store_to(out[MR > 1]);
-    if (MR > 2) third.store_to(out[MR > 2 ? 2 : 0]);
+    one.store_to(sums[0]);
+    if (PANELS > 1) other.store_to(sums[PANELS - 1]);
 }
 
 // Four weights as one sum of 16 bits has them: two of a quad, and the two that are four places further.
@@ -130,105 +147,137 @@ template <class F> void find_wide(const int8_t *w, int64_t quads, const F &found
         }
 }
 
-// What a row's outliers have beyond the window, by a panel, is added.
-void add_outliers(const Row &row, const int8_t *w, int32_t *out) {
-    Four sums;
-    sums.load_from(out);
+// What a row's outliers have beyond the window, by its panels, is added.
+template <int PANELS> void add_outliers(const Row &row, const Weights<PANELS> &w, int32_t (*sums)[PANEL]) {
+    Four one, other;
+    one.load_from(sums[0]);
+    if (PANELS > 1) other.load_from(sums[PANELS - 1]);
     for (int32_t i = 0; i < row.n_outliers; i++) {
         const Outlier &outlier = row.outliers[i];
-        const int8_t *quad = w + (outlier.place & ~3) * PANEL;
-        const __m256i one = _mm256_set1_epi32(outlier.at);
+        const int64_t quad = (outlier.place & ~3) * PANEL;
+        const __m256i at = _mm256_set1_epi32(outlier.at);
         const __m256i excess = _mm256_set1_epi16(static_cast<int16_t>(outlier.excess));
-        const auto product = [&](int v) __attribute__((always_inline)) {
-            const __m256i weight = _mm256_maddubs_epi16(one, load(quad + 32 * v)); // beside 16 zeros
-            return _mm256_madd_epi16(weight, excess);
+        const auto add = [&](Four &to, const int8_t *from) __attribute__((always_inline)) {
+            const auto product = [&](int v) __attribute__((always_inline)) {
+                const __m256i weight = _mm256_maddubs_epi16(at, load(from + 32 * v)); // beside 16 zeros
+                return _mm256_madd_epi16(weight, excess);
+            };
+            to.a = _mm256_add_epi32(to.a, product(0));
+            to.b = _mm256_add_epi32(to.b, product(1));
+            to.c = _mm256_add_epi32(to.c, product(2));
+            to.d = _mm256_add_epi32(to.d, product(3));
         };
-        sums.a = _mm256_add_epi32(sums.a, product(0));
-        sums.b = _mm256_add_epi32(sums.b, product(1));
-        sums.c = _mm256_add_epi32(sums.c, product(2));
-        sums.d = _mm256_add_epi32(sums.d, product(3));
+        add(one, w[0] + quad);
+        if (PANELS > 1) add(other, w[PANELS - 1] + quad);
     }
-    sums.store_to(out);
+    one.store_to(sums[0]);
+    if (PANELS > 1) other.store_to(sums[PANELS - 1]);
 }
 
 #else
 
-template <int MR, int STREAMS> void product(const Row *rows, const int8_t *w, int64_t quads, int32_t (*out)[PANEL]) {
-    std::memset(out, 0, MR * sizeof *out);
+template <int PANELS, bool>
+void add_part(const uint8_t *integers, const Weights<PANELS> &w, int64_t quads, int32_t (*sums)[PANEL]) {
     for (int64_t quad = 0; quad < quads; quad++)
-        for (int m = 0; m < MR; m++) {
-            const uint8_t *a = rows[m].integers + 4 * quad;
-            const int8_t *b = w + quad * QUAD;
+        for (int p = 0; p < PANELS; p++) {
+            const uint8_t *a = integers + 4 * quad;
+            const int8_t *b = w[p] + quad * QUAD;
             for (int c = 0; c < PANEL; c++)
-                out[m][c] += a[0] * b[4 * c] + a[1] * b[4 * c + 1] + a[2] * b[4 * c + 2] + a[3] * b[4 * c + 3];
+                sums[p][c] += a[0] * b[4 * c] + a[1] * b[4 * c + 1] + a[2] * b[4 * c + 2] + a[3] * b[4 * c + 3];
         }
 }
 
-template <int MR> void product_of_eights(const Row *rows, const int8_t *w, int64_t quads, int32_t (*out)[PANEL]) {
-    product<MR, 1>(rows, w, quads, out);
+template <int MR> void product(const Row *rows, const int8_t *w, int64_t quads, int32_t (*out)[PANEL]) {
+    std::memset(out, 0, MR * sizeof *out);
+    for (int m = 0; m < MR; m++) add_part<1, false>(rows[m].integers, {w}, quads, out + m);
 }
 
 void add_lost(const Row &, const Wide &, const int8_t *, int32_t *) {}
 
 template <class F> void find_wide(const int8_t *, int64_t, const F &) {}
 
-void add_outliers(const Row &row, const int8_t *w, int32_t *out) {
-    for (int32_t i = 0; i < row.n_outliers; i++) {
-        const Outlier outlier = row.outliers[i];
-        const int8_t *one = w + outlier.place / 4 * QUAD + outlier.place % 4;
-        for (int c = 0; c < PANEL; c++) out[c] += outlier.excess * one[4 * c];
-    }
+template <int PANELS> void add_outliers(const Row &row, const Weights<PANELS> &w, int32_t (*sums)[PANEL]) {
+    for (int32_t i = 0; i < row.n_outliers; i++)
+        for (int p = 0; p < PANELS; p++) {
+            const Outlier outlier = row.outliers[i];
+            const int8_t *one = w[p] + outlier.place / 4 * QUAD + outlier.place % 4;
+            for (int c = 0; c < PANEL; c++) sums[p][c] += outlier.excess * one[4 * c];
+        }
 }
 
 #endif
 
-// MR rows of a panel, from m on; `wide` and `last` where eight places are added at a time.
-template <int MR, int STREAMS>
-void tile(const Columns &columns, const int8_t *w, int64_t quads, int64_t m, int64_t panel, const Wide *wide,
-          const Wide *last) {
+// MR rows of a panel, from m on.
+template <int MR> void few(const Columns &columns, const int8_t *w, int64_t quads, int64_t m, int64_t panel) {
     alignas(32) int32_t sums[MR][PANEL];
-    const Row *rows = columns.rows + m;
-    if (STREAMS > 0) {
-        product<MR, STREAMS ? STREAMS : 1>(rows, w, quads, sums);
-    } else {
-        product_of_eights<MR>(rows, w, quads, sums);
-        const uint8_t *largest = columns.largest + m / TILE * (quads * 4);
-        for (; wide < last; wide++)
-            if (largest[wide->place] > wide->limit)
-                for (int i = 0; i < MR; i++) add_lost(rows[i], *wide, w, sums[i]);
+    product<MR>(columns.rows + m, w, quads, sums);
+    for (int i = 0; i < MR; i++) {
+        add_outliers<1>(columns.rows[m + i], {w}, sums + i);
+        columns.finish(m + i, panel, sums[i]);
     }
-    for (int i = 0; i < MR; i++) add_outliers(rows[i], w, sums[i]);
-    for (int i = 0; i < MR; i++) columns.finish(m + i, panel, sums[i]);
-}
-
-// STREAMS 0: eight places at a time.
-template <int STREAMS>
-void tiles(const Columns &columns, const int8_t *w, int64_t quads, int64_t begin, int64_t end, int64_t panel) {
-    const int32_t *from = STREAMS ? nullptr : columns.layer.wide_from + panel;
-    const Wide *wide = from ? columns.layer.wide + from[0] : nullptr;
-    const Wide *last = from ? columns.layer.wide + from[1] : nullptr;
-    int64_t m = begin;
-    for (; end - m >= TILE && (end - m != 4 || !STREAMS); m += TILE)
-        tile<TILE, STREAMS>(columns, w, quads, m, panel, wide, last);
-    for (; end - m >= 2; m += 2) tile<2, STREAMS>(columns, w, quads, m, panel, wide, last);
-    if (m < end) tile<1, STREAMS>(columns, w, quads, m, panel, wide, last);
 }
 
 constexpr int32_t ALL = -1; // the place of the only entry of a panel with too many of them
 
-bool added_by_eights(const Layer &layer, int64_t panel) {
-    if (!layer.wide_from) return false;
-    const int32_t *from = layer.wide_from + panel;
+bool added_by_eights(const Panel &panel) {
+    const Layer &layer = panel.columns.layer;
+    if (!layer.wide_from || !panel.columns.largest) return false;
+    const int32_t *from = layer.wide_from + panel.number;
     return from[0] == from[1] || layer.wide[from[0]].place != ALL;
+}
+
+// What the sums of rows [begin, end), which are `apart`, lost is added.
+void add_lost(const Panel &panel, const int8_t *w, int64_t quads, int64_t begin, int64_t end, int32_t *sums,
+              int64_t apart) {
+    const Columns &columns = panel.columns;
+    const int32_t *from = columns.layer.wide_from + panel.number;
+    for (int64_t m = begin; m < end; m += TILE) {
+        const uint8_t *largest = columns.largest + m / TILE * (quads * 4);
+        for (const Wide *wide = columns.layer.wide + from[0]; wide < columns.layer.wide + from[1]; wide++)
+            if (largest[wide->place] > wide->limit)
+                for (int64_t i = m; i < m + TILE && i < end; i++)
+                    add_lost(columns.rows[i], *wide, w, sums + (i - begin) * apart);
+    }
+}
+
+template <int PANELS, bool EIGHTS> void many(const Panel *panels, int64_t quads, int64_t begin, int64_t end) {
+    alignas(32) int32_t sums[MOST][PANELS][PANEL];
+    const Row *rows = panels[0].columns.rows + begin;
+    const int64_t count = end - begin;
+    Weights<PANELS> all, part;
+    for (int p = 0; p < PANELS; p++)
+        all[p] = static_cast<const int8_t *>(panels[p].columns.layer.w) + panels[p].number * quads * QUAD;
+    std::memset(sums, 0, count * sizeof *sums);
+    for (int64_t quad = 0; quad < quads; quad += PART) {
+        for (int p = 0; p < PANELS; p++) part[p] = all[p] + quad * QUAD;
+        const int64_t some = quads - quad < PART ? quads - quad : PART;
+        for (int64_t m = 0; m < count; m++)
+            add_part<PANELS, EIGHTS>(rows[m].integers + 4 * quad, part, some, sums[m]);
+    }
+    for (int p = 0; p < PANELS && EIGHTS; p++)
+        add_lost(panels[p], all[p], quads, begin, end, sums[0][p], PANELS * PANEL);
+    for (int64_t m = 0; m < count; m++) {
+        add_outliers<PANELS>(rows[m], all, sums[m]);
+        for (int p = 0; p < PANELS; p++) panels[p].columns.finish(begin + m, panels[p].number, sums[m][p]);
+    }
 }
 
 } // namespace
 
-void panel_q8(const Columns &columns, int64_t k, int64_t begin, int64_t end, int64_t panel, bool few) {
+void few_q8(const Panel &panel, int64_t k, int64_t count) {
     const int64_t quads = (k + 3) / 4;
-    const int8_t *w = static_cast<const int8_t *>(columns.layer.w) + panel * quads * QUAD;
-    const bool eights = !few && columns.largest && added_by_eights(columns.layer, panel);
-    (few ? tiles<4> : eights ? tiles<0> : tiles<1>)(columns, w, quads, begin, end, panel);
+    const int8_t *w = static_cast<const int8_t *>(panel.columns.layer.w) + panel.number * quads * QUAD;
+    int64_t m = 0;
+    for (; count - m >= TILE && count - m != 4; m += TILE) few<TILE>(panel.columns, w, quads, m, panel.number);
+    for (; count - m >= 2; m += 2) few<2>(panel.columns, w, quads, m, panel.number);
+    if (m < count) few<1>(panel.columns, w, quads, m, panel.number);
+}
+
+void many_q8(const Panel *panels, int count, int64_t k, int64_t begin, int64_t end) {
+    const int64_t quads = (k + 3) / 4;
+    const bool eights = added_by_eights(panels[0]) && added_by_eights(panels[count - 1]);
+    const auto how = count > 1 ? eights ? many<2, true> : many<2, false> : eights ? many<1, true> : many<1, false>;
+    how(panels, quads, begin, end);
 }
 
 void largest_q8(const Row *rows, int64_t count, int64_t k, uint8_t *out) {
