@@ -19,12 +19,16 @@ inline void rms_norm(const float *x, const float *weight, float *y, int64_t widt
     for (i = 0; i < width; i += 8) store8(y + i, load8(x + i) * factor * load8(weight + i));
 }
 
-inline v8 sigmoid_times(v8 x, v8 minus_gate) { return x / (splat8(1.0f) + exp8(min8(minus_gate, splat8(88.0f)))); }
+constexpr float LOG2_E = 1.4426950408889634f;
 
-inline v8 silu8(v8 x) { return sigmoid_times(x, -x); }
+inline v8 sigmoid_times(v8 x, v8 log2_of_power) {
+    return x / (splat8(1.0f) + power8(min8(log2_of_power, splat8(126.0f))));
+}
+
+inline v8 silu8(v8 x) { return sigmoid_times(x, x * splat8(-LOG2_E)); }
 
 // Its tanh form, as x * sigmoid(2u).
 inline v8 gelu8(v8 x) {
-    constexpr float slope = 1.5957691216057308f; // 2 * sqrt(2 / pi)
+    constexpr float slope = 1.5957691216057308f * LOG2_E; // of 2 * sqrt(2 / pi)
     return sigmoid_times(x, x * (splat8(-slope) - splat8(slope * 0.044715f) * x * x));
 }
