@@ -131,6 +131,16 @@ def test_it_is_not_looked_at_every_step(machine: Machine) -> None:
     assert share.threads(2) == 1
 
 
+def test_who_comes_back_from_a_pause_begins_with_all(machine: Machine) -> None:
+    share = Share(machine.read)
+    machine.work(1, 1)
+    assert share.threads(2) == 1
+    machine.work(0, 2, seconds=30.0)
+    assert share.threads(2) == 2, "what others did meanwhile is not what they do now"
+    machine.work(1, 1)
+    assert share.threads(2) == 1
+
+
 def test_two_settle_on_a_cpu_each(machine: Machine) -> None:
     """Both give way, and neither takes turns at coming back."""
     mine, other = Share(machine.read), Share(machine.read)

@@ -19,6 +19,7 @@ import torch
 from behold.errors import OptionError
 
 PERIOD_S = 0.1  # ten ticks of the system's clocks
+PAUSE_S = 3.0  # what others took, on average, since before a pause says nothing about now
 
 
 def use_threads(system: Path = Path("/sys")) -> None:
@@ -112,7 +113,7 @@ class Share:
 
     def _look(self, last: Reading) -> None:
         self._last = new = self._read()
-        if new is None or new.cpus != last.cpus or new.at <= last.at:
+        if new is None or new.cpus != last.cpus or not 0 < new.at - last.at < PAUSE_S:
             self._free = None
             return
         others = (new.busy - last.busy - (new.own - last.own)) / (new.at - last.at)
