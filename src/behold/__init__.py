@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from behold._version import __version__
+from behold.collector import PAUSED
 
 if TYPE_CHECKING:
     from behold.api.chat import Chat
@@ -106,7 +107,8 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in _HOME_OF:
         raise AttributeError(f"module 'behold' has no attribute {name!r}")
-    value = getattr(import_module(_HOME_OF[name]), name)
+    with PAUSED:
+        value = getattr(import_module(_HOME_OF[name]), name)
     globals()[name] = value
     return value
 

@@ -105,6 +105,12 @@ def test_the_tokenizers_eos_is_found_in_older_and_newer_files(tmp_path: Path, wh
     assert read(tmp_path, tokenizer_config={"eos_token": "<|end|>"}, **where).eos_token_ids == {6}
 
 
+def test_a_long_list_of_added_tokens_is_read_to_its_end(tmp_path: Path) -> None:
+    tokens = [{"content": f"é{'x' * number}", "id": number} for number in range(700)]
+    files = read(tmp_path, tokenizer_config={"eos_token": tokens[-1]["content"]}, tokenizer={"added_tokens": tokens})
+    assert files.eos_token_ids == {699}
+
+
 def test_special_tokens_map_completes_the_tokenizer_config(tmp_path: Path) -> None:
     files = read(
         tmp_path,

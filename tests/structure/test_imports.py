@@ -12,7 +12,15 @@ import pytest
 
 from tests.structure.sources import Import, imports_of, inside, modules, parse_imports, reachable, third_party
 
-GROUND = ("behold.types", "behold.errors", "behold.device", "behold.threads", "behold.pixels", "behold._version")
+GROUND = (
+    "behold.types",
+    "behold.errors",
+    "behold.device",
+    "behold.threads",
+    "behold.pixels",
+    "behold.collector",
+    "behold._version",
+)
 FLOOR_1 = (
     "behold.nn*",
     "behold.kernels*",
@@ -39,6 +47,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "behold.device": ("behold.errors",),
     "behold.threads": ("behold.errors",),
     "behold.pixels": (),
+    "behold.collector": (),
     "behold.nn*": ("behold.nn.linear", "behold.nn.norms", "behold.kernels*", "behold.quant.joined"),
     "behold.kernels*": ("behold.kernels.native", "behold.kernels.rows"),
     "behold.quant.schemes": ("behold.nn*", "behold.kernels*"),
@@ -120,6 +129,7 @@ DOORS = ("behold.api.cli", "behold.api.server")
 
 TORCH_FREE = (
     "behold",
+    "behold.collector",
     "behold.types",
     "behold.errors",
     "behold.engine.scheduler",

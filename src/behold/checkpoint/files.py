@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from behold.errors import CheckpointError, CheckpointNotFoundError
 Json = dict[str, Any]
 
 _RENAMED_KEYS = {"torch_dtype": "dtype", "image_token_index": "image_token_id"}
-_ADDED_TOKENS = re.compile(r'"added_tokens"\s*:\s*(?=\[)')
+_ADDED_TOKENS = re.compile(rb'"added_tokens"\s*:\s*(?=\[)')
+_PIECE_BYTES = 1 << 16
 _TOKEN_KEYS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -161,10 +163,14 @@ def _added_tokens(folder: Path, tokenizer_config: Json) -> Iterator[tuple[str, i
 
 def _tokenizers_added(path: Path) -> list[Json]:
     """The list "added_tokens" of a tokenizer.json. It stands before the vocabulary, which is not parsed for it."""
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    found = _ADDED_TOKENS.search(text)
-    try:
-        value = json.JSONDecoder().raw_decode(text, found.end())[0] if found else None
-    except json.JSONDecodeError:
-        value = None
-    return value if isinstance(value, list) else _read_json(path).get("added_tokens") or []
+    data = path.read_bytes() if path.is_file() else b""
+    found = _ADDED_TOKENS.search(data)
+    start, size = (found.end(), _PIECE_BYTES) if found else (len(data), 0)
+    while start < len(data):
+        with suppress(json.JSONDecodeError):  # of a piece that ends inside the list
+            value: list[Json] = json.JSONDecoder().raw_decode(data[start : start + size].decode(errors="replace"))[0]
+            return value
+        if start + size >= len(data):
+            break
+        size *= 2
+    return _read_json(path).get("added_tokens") or []

@@ -91,12 +91,16 @@ class StoredTensor:
     def torch_dtype(self) -> torch.dtype | None:
         return _TORCH_DTYPES.get(self.dtype)
 
-    def map(self, mapping: Tensor) -> Tensor | None:
-        """A view into the mapped file (uint8, whole file), or None where the bytes are not aligned for the type."""
+    def map(self, mapping: Mapping[torch.dtype, Tensor]) -> Tensor | None:
+        """A view into the mapped file (`map_as_all`), or None where the bytes are not aligned for the type."""
         assert self.torch_dtype is not None
         if self.start % self.torch_dtype.itemsize:
             return None
-        return mapping[self.start : self.stop].view(self.torch_dtype).view(self.shape)
+        first, strides = self.start // self.torch_dtype.itemsize, [1] * len(self.shape)
+        for axis in range(len(strides) - 1, 0, -1):
+            strides[axis - 1] = strides[axis] * self.shape[axis]
+        # one call in place of three: there are thousands of tensors
+        return mapping[self.torch_dtype].as_strided(self.shape, strides, first)
 
     def read(self) -> Tensor:
         """A private copy. Read, not mapped: mapped pages would count as memory beside the converted tensor."""
@@ -127,6 +131,13 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         for tensor in file_tensors(path):
             tensors[tensor.name] = tensor
     return tensors
+
+
+def map_as_all(path: Path) -> dict[torch.dtype, Tensor]:
+    """A file, mapped, as numbers of each type; a private mapping: writing to it never reaches the file."""
+    size = path.stat().st_size
+    mapping = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+    return {dtype: mapping[: size - size % dtype.itemsize].view(dtype) for dtype in _TORCH_DTYPES.values()}
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -170,7 +181,7 @@ def load_weights(
     plan = check(module, stored_tensors(folder) if stored is None else stored, rules)
     total, done = sum(tensor.n_bytes for tensor in plan.values()), 0
     # what is replaced soon is not mapped: the pages would stay in memory beside the replacement
-    mappings: dict[Path, Tensor] | None = None if finished else {}
+    mappings: dict[Path, dict[torch.dtype, Tensor]] | None = None if finished else {}
     # by name: a list of the modules themselves would keep alive those that `finished` replaces
     owners = {name: [key for key, _ in owner.named_parameters(recurse=False)] for name, owner in module.named_modules()}
 
@@ -313,6 +324,15 @@ def file_tensors(path: Path) -> Iterator[StoredTensor]:
     Raises:
         WeightsError: the file is damaged or cut off.
     """
+    yield from file_contents(path)[1]
+
+
+def file_contents(path: Path) -> tuple[dict[str, Any], list[StoredTensor]]:
+    """(what one safetensors file says of itself, all of its tensors in the order of its header); no data is read.
+
+    Raises:
+        WeightsError: the file is damaged or cut off.
+    """
     damaged = f"{path} is not a valid safetensors file"
     file_bytes = path.stat().st_size
     with path.open("rb") as file:
@@ -320,8 +340,8 @@ def file_tensors(path: Path) -> Iterator[StoredTensor]:
         if file_bytes < 8 or length > min(_MAX_HEADER_BYTES, file_bytes - 8):
             raise WeightsError(f"{damaged}: it is too short for its header. Download it again.")
         try:
-            header: dict[str, Any] = json.loads(file.read(length))
-            header.pop("__metadata__", None)
+            header: dict[str, Any] = json.loads(file.read(length).rstrip())  # our own end with megabytes of spaces
+            about = header.pop("__metadata__", {})
             tensors = [
                 StoredTensor(
                     name=name,
@@ -344,17 +364,19 @@ def file_tensors(path: Path) -> Iterator[StoredTensor]:
             raise WeightsError(f"{damaged}: {tensor.name!r} lies beyond its end. Download it again.")
         if dtype is not None and n_values * dtype.itemsize != tensor.n_bytes:
             raise WeightsError(f"{damaged}: {tensor.name!r} has {tensor.n_bytes} bytes for shape {list(tensor.shape)}.")
-        yield tensor
+    return about, tensors
 
 
 def _materialise(
-    tensor: StoredWeight, mappings: dict[Path, Tensor] | None, device: torch.device, dtype: torch.dtype
+    tensor: StoredWeight,
+    mappings: dict[Path, dict[torch.dtype, Tensor]] | None,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> Tensor:
     fits = device.type == "cpu" and tensor.torch_dtype == dtype and tensor.n_bytes
     if mappings is not None and fits and isinstance(tensor, StoredTensor):
         if tensor.path not in mappings:
-            size = tensor.path.stat().st_size
-            mappings[tensor.path] = torch.from_file(str(tensor.path), shared=False, size=size, dtype=torch.uint8)
+            mappings[tensor.path] = map_as_all(tensor.path)
         mapped = tensor.map(mappings[tensor.path])
         if mapped is not None:
             return mapped

@@ -21,6 +21,7 @@ from behold.checkpoint.weights import (
     stored_dtype,
     stored_tensors,
 )
+from behold.collector import PAUSED
 from behold.device import give_back_memory
 from behold.errors import OptionError
 from behold.kernels import native
@@ -68,15 +69,16 @@ def load_model(
     if device.type == "cpu":
         native.say_what_is_missing()
         use_threads()
-    family = find_family(files.config)
-    config = family.read_config(files.config)
-    tensors = stored_tensors(files.folder)
-    model, shelf = None, None
-    scheme = _scheme(quantize, files, device)
-    if scheme is not None:
-        paths, name = {tensor.path for tensor in tensors.values()}, _name(files.folder)
-        shelf = Shelf(paths, files.config, name=name, scheme=scheme, dtype=dtype, limit=cache_limit)
-        model = _kept_model(shelf, family, config)
+    with PAUSED:
+        family = find_family(files.config)
+        config = family.read_config(files.config)
+        tensors = stored_tensors(files.folder)
+        model, shelf = None, None
+        scheme = _scheme(quantize, files, device)
+        if scheme is not None:
+            paths, name = {tensor.path for tensor in tensors.values()}, _name(files.folder)
+            shelf = Shelf(paths, files.config, name=name, scheme=scheme, dtype=dtype, limit=cache_limit)
+            model = _kept_model(shelf, family, config)
     if model is None:
         bar = _Bar("Loading weights" if shelf is None else "Quantizing weights") if progress else None
         try:
@@ -86,7 +88,8 @@ def load_model(
                 bar.close()
         if shelf is not None:
             give_back_memory()
-    return model.to(device).eval()
+    # its layers are there already where it is kept, and each would be asked
+    return (model if device.type == "cpu" else model.to(device)).eval()
 
 
 def _scheme(quantize: str | None, files: CheckpointFiles, device: torch.device) -> str | None:

@@ -29,12 +29,12 @@ def read_backend(files: CheckpointFiles) -> tuple[tokenizers.Tokenizer, dict[str
     if not path.is_file():
         raise CheckpointNotFoundError(_missing(files))
     try:
-        text = path.read_text(encoding="utf-8")
-        backend = tokenizers.Tokenizer.from_str(text)
+        data = path.read_bytes()
+        backend = tokenizers.Tokenizer.from_buffer(data)
     except Exception as error:  # the library raises plain Exception
         raise CheckpointError(f"{path} cannot be read ({error}). Download it again.") from error
     named = read_tokens(files)
-    if is_llama(files) and '"ByteLevel"' not in text:
+    if is_llama(files) and b'"ByteLevel"' not in data:
         _as_llama(backend, files.tokenizer_config)
         named = {**_LLAMA_TOKENS, **named}
     for _, token in sorted(_added(files.tokenizer_config), key=lambda item: item[0]):

@@ -187,12 +187,15 @@ def restore(model: nn.Module, layers: Sequence[Layer], tensors: Mapping[str, Ten
     for name, tensor in tensors.items():
         prefix, _, key = name.rpartition(".")
         parts.setdefault(prefix, {})[key] = tensor
+    modules = dict(model.named_modules())  # looked up once: torch goes down a name step by step
     try:
         for layer in layers:
             if layer.scheme != FULL:
-                _put(model, layer.name, _restored(model.get_submodule(layer.name), layer, parts.pop(layer.name), dtype))
+                parent, _, attribute = layer.name.rpartition(".")
+                small = _restored(modules[layer.name], layer, parts.pop(layer.name), dtype)
+                setattr(modules[parent], attribute, small)
         for prefix, own in parts.items():
-            module = model.get_submodule(prefix)
+            module = modules[prefix]
             for key, tensor in own.items():
                 if module.get_parameter(key).shape != tensor.shape:
                     return False

@@ -164,9 +164,18 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
         if length > path.stat().st_size:
             return None
         try:
-            about = json.loads(json.loads(file.read(length))["__metadata__"][METADATA_KEY])
-        except (ValueError, KeyError, TypeError):
+            header = json.loads(file.read(length).rstrip())
+        except ValueError:
             return None
+    return metadata_of(header.get("__metadata__")) if isinstance(header, dict) else None
+
+
+def metadata_of(said: object) -> dict[str, Any] | None:
+    """`read_metadata` of what is in a header already."""
+    try:
+        about = json.loads(said[METADATA_KEY]) if isinstance(said, dict) else None
+    except (ValueError, KeyError, TypeError):
+        return None
     return about if isinstance(about, dict) else None
 
 

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from behold.checkpoint.weights import dtype_name, file_tensors
+from behold.checkpoint.weights import dtype_name, file_contents, map_as_all
 from behold.errors import WeightsError
 from behold.quant import cache
 
@@ -207,11 +207,11 @@ def map_file(path: Path) -> Mapped | None:
     beside whatever comes next: the decoder of a large model is wanted only after its tower has looked at a picture.
     """
     try:
-        about = cache.read_metadata(path)
-        stored = file_tensors(path)
+        said, stored = file_contents(path)
+        about = cache.metadata_of(said)
         if about is None:
             return None
-        mapping = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+        mapping = map_as_all(path)
         tensors = {tensor.name: tensor.map(mapping) for tensor in stored if not tensor.name.startswith(_PAD)}
     except (OSError, RuntimeError, WeightsError):
         return None
@@ -219,7 +219,7 @@ def map_file(path: Path) -> Mapped | None:
     if len(whole) < len(tensors):
         return None
     threading.Thread(target=_read_ahead, args=(path,), name="behold-read-ahead", daemon=True).start()
-    return Mapped(about, whole, mapping)
+    return Mapped(about, whole, mapping[torch.uint8])
 
 
 def _read_ahead(path: Path) -> None:
