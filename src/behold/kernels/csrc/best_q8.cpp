@@ -86,7 +86,7 @@ BH_EXPORT void bh_best_q8(const float *x, const Layer *layer, float *rough, cons
                     float *own = rough + m * n, before[PANEL];
                     if (!may_reach(own, errors, sizes[m], bounds[m], first, last)) continue;
                     std::memcpy(before, own + first, (last - first) * sizeof(float));
-                    panel_q8(columns, k, m, m + 1, panel, true);
+                    few_q8({columns, panel}, k, m, m + 1);
                     Best &of_part = found[part * rows + m];
                     for (int64_t i = first; i < last; i++) {
                         of_part.take(own[i], i);

@@ -16,7 +16,7 @@ int64_t panels_of(const Layer &layer) { return (layer.n + PANEL - 1) / PANEL; }
 
 bool codes(const Layer &layer) { return layer.multipliers != nullptr; }
 
-// Of every tile, what panel_q8 asks for.
+// Of every tile, what many_q8 asks for.
 const uint8_t *largest_of_tiles(const Row *rows, int64_t count, int64_t k, int threads) {
     static thread_local std::vector<uint8_t> memory;
     const int64_t tiles = (count + TILE - 1) / TILE, places = (k + 3) / 4 * 4;
@@ -70,7 +70,7 @@ struct Call {
             if (codes(layers[0]))
                 panel_q4(panel->columns, k, begin, end, panel->number, offsets);
             else
-                few_q8(*panel, k, end);
+                few_q8(*panel, k, begin, end);
     }
 
     void item(int64_t number, int64_t begin, int64_t end, bool few) const {

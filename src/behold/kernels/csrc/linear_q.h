@@ -94,8 +94,8 @@ struct Panel {
 
 constexpr int64_t TILE = 3; // rows that share the weights that are read, and what is known of their integers
 
-// The first `count` rows: reading the weights takes the time.
-void few_q8(const Panel &panel, int64_t k, int64_t count);
+// Rows [begin, end), so few that reading the weights takes the time.
+void few_q8(const Panel &panel, int64_t k, int64_t begin, int64_t end);
 
 // Rows [begin, end), from a tile's first, of one panel or of two, which may be of two layers.
 void many_q8(const Panel *panels, int count, int64_t k, int64_t begin, int64_t end);

@@ -264,13 +264,13 @@ template <int PANELS, bool EIGHTS> void many(const Panel *panels, int64_t quads,
 
 } // namespace
 
-void few_q8(const Panel &panel, int64_t k, int64_t count) {
+void few_q8(const Panel &panel, int64_t k, int64_t begin, int64_t end) {
     const int64_t quads = (k + 3) / 4;
     const int8_t *w = static_cast<const int8_t *>(panel.columns.layer.w) + panel.number * quads * QUAD;
-    int64_t m = 0;
-    for (; count - m >= TILE && count - m != 4; m += TILE) few<TILE>(panel.columns, w, quads, m, panel.number);
-    for (; count - m >= 2; m += 2) few<2>(panel.columns, w, quads, m, panel.number);
-    if (m < count) few<1>(panel.columns, w, quads, m, panel.number);
+    int64_t m = begin;
+    for (; end - m >= TILE && end - m != 4; m += TILE) few<TILE>(panel.columns, w, quads, m, panel.number);
+    for (; end - m >= 2; m += 2) few<2>(panel.columns, w, quads, m, panel.number);
+    if (m < end) few<1>(panel.columns, w, quads, m, panel.number);
 }
 
 void many_q8(const Panel *panels, int count, int64_t k, int64_t begin, int64_t end) {
