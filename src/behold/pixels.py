@@ -32,6 +32,38 @@ _ArrowArray._fields_ = [
 ]
 
 
+class Turned(Image.Image):
+    """A picture that was stored lying or mirrored, upright: its pixels are turned as soon as somebody wants them.
+
+    Who wants it small only need not wait for that. lying: the picture as it was stored; None when it has been turned.
+    turn: what turns it.
+    """
+
+    lying: Image.Image | None = None
+    turn: Image.Transpose
+
+    def __init__(self, lying: Image.Image, turn: Image.Transpose) -> None:
+        super().__init__()
+        self.lying, self.turn = lying, turn
+        self._mode = lying.mode
+        self._size = lying.size[::-1] if swaps(turn) else lying.size
+        self.info = dict(lying.info)
+
+    def load(self) -> Any:  # noqa: ANN401 - Pillow's own access to pixels
+        """As every picture's: called by whatever needs the pixels."""
+        lying = self.lying
+        if lying is not None:
+            self.im = lying.transpose(self.turn).im
+            self.lying = None
+        return super().load()
+
+
+def swaps(turn: Image.Transpose) -> bool:
+    """Whether width and height change places."""
+    turns = Image.Transpose
+    return turn in (turns.TRANSPOSE, turns.ROTATE_90, turns.ROTATE_270, turns.TRANSVERSE)
+
+
 def lent(image: Any) -> tuple[int, Any]:  # noqa: ANN401 - Pillow's own storage has no type
     """The address of the pixels of an RGB picture, four bytes each, and what must be kept alive meanwhile.
 

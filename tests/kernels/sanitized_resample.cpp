@@ -10,7 +10,7 @@ extern "C" {
 void bh_resample_rows(const uint8_t *, uint8_t *, const int32_t *, const int16_t *, const int16_t *, int64_t, int64_t,
                       int64_t, int64_t);
 void bh_resample_columns(const uint8_t *, uint8_t *, const int32_t *, const int16_t *, const int16_t *, int64_t, int64_t,
-                         int64_t);
+                         int64_t, int64_t);
 }
 
 namespace {
@@ -58,15 +58,19 @@ int main() {
             const int64_t row = i / (4 * to_width), pixel = i / 4 % to_width;
             if (to[i] != across.sum(&from[4 * width * row + i % 4], 4, pixel)) return std::printf("rows differ\n"), 1;
         }
-        const int wide = 4 * random(1, 9), high = random(8, 70), to_rows = random(1, 12);
+        const int wide = random(4, 40), high = random(8, 70), to_rows = random(1, 12);
+        const int columns = random(4, wide), first = random(0, wide - columns);
         const Weights down(high, to_rows);
         const std::vector<uint8_t> tall = pixels(wide * high);
-        std::vector<uint8_t> low(4 * wide * to_rows);
-        bh_resample_columns(tall.data(), low.data(), down.starts.data(), down.high.data(), down.low.data(), wide,
-                            to_rows, down.taps);
-        for (int64_t i = 0; i < static_cast<int64_t>(low.size()); i++)
-            if (low[i] != down.sum(&tall[i % (4 * wide)], 4 * wide, i / (4 * wide)))
+        std::vector<uint8_t> low(4 * wide * to_rows, 7);
+        bh_resample_columns(&tall[4 * first], &low[4 * first], down.starts.data(), down.high.data(), down.low.data(),
+                            wide, columns, to_rows, down.taps);
+        for (int64_t i = 0; i < static_cast<int64_t>(low.size()); i++) {
+            const int64_t column = i / 4 % wide;
+            const bool inside = first <= column && column < first + columns;
+            if (low[i] != (inside ? down.sum(&tall[i % (4 * wide)], 4 * wide, i / (4 * wide)) : 7))
                 return std::printf("columns differ\n"), 1;
+        }
         done += 2;
     }
     std::printf("%d pictures\n", done);

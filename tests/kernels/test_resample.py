@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from behold.kernels import native, resample
+from behold.pixels import Turned
 
 BILINEAR, BICUBIC = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
 pytestmark = pytest.mark.skipif(not hasattr(Image.Image, "__arrow_c_array__"), reason="this Pillow lends no memory")
@@ -69,6 +70,21 @@ def test_any_sizes_are_equal_to_pillow() -> None:
 
     run()
     assert len(seen) > 5
+
+
+@pytest.mark.usefixtures("library", "small_ones_too")
+@pytest.mark.parametrize("turn", Image.Transpose)
+@pytest.mark.parametrize(("old", "new"), [((400, 301), (38, 45)), ((203, 130), (67, 101)), ((97, 97), (9, 30))])
+def test_what_lies_is_turned_when_it_is_small(
+    old: tuple[int, int], new: tuple[int, int], turn: Image.Transpose
+) -> None:
+    lying = noise(*old)
+    upright, turned = lying.transpose(turn), Turned(lying, turn)
+    suited = resample.suits(turned, new, BICUBIC)
+    assert suited == resample.suits(upright, new, BICUBIC)
+    if suited:
+        assert resample.resize(turned, new, BICUBIC).tobytes() == upright.resize(new, BICUBIC).tobytes()
+    assert turned.size == upright.size and turned.tobytes() == upright.tobytes() and turned.lying is None
 
 
 @pytest.mark.usefixtures("library")

@@ -22,7 +22,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from behold.chat.guards import MAX_EXIF_BYTES, check_file, check_header
 from behold.chat.policy import MediaPolicy
 from behold.errors import MediaError
-from behold.pixels import prepare
+from behold.pixels import Turned, prepare
 
 FORMATS = "PNG, JPEG, WebP, GIF, BMP and TIFF"
 
@@ -98,7 +98,10 @@ def decode(data: bytes, where: str, policy: MediaPolicy) -> Image.Image:
     if kind == "JPEG":
         _check_size(image, f"{where} (JPEG)", policy)
         prepare(image)
-    return _upright_rgb(image, f"{where} ({kind})", policy)
+    rgb, turn = _rgb_and_turn(image, f"{where} ({kind})", policy)
+    return (
+        rgb if turn is None else Turned(rgb, turn)
+    )  # by whoever needs it: half of the time goes where it is made small
 
 
 def upright_rgb(image: Image.Image, where: str, policy: MediaPolicy) -> Image.Image:
@@ -107,12 +110,14 @@ def upright_rgb(image: Image.Image, where: str, policy: MediaPolicy) -> Image.Im
     Raises:
         MediaError: no pixels, too many pixels, or a file behind it that is truncated or corrupt.
     """
-    rgb = _upright_rgb(image, where, policy)
+    rgb, turn = _rgb_and_turn(image, where, policy)
+    if turn is not None:
+        return rgb.transpose(turn)
     return rgb.copy() if rgb is image else rgb
 
 
-def _upright_rgb(image: Image.Image, where: str, policy: MediaPolicy) -> Image.Image:
-    """As upright_rgb; the image itself where it is upright RGB: copying takes half as long as decoding."""
+def _rgb_and_turn(image: Image.Image, where: str, policy: MediaPolicy) -> tuple[Image.Image, Image.Transpose | None]:
+    """(the image in RGB, itself where it is that: copying takes half as long as decoding; what turns it upright)."""
     _check_size(image, where, policy)
     try:
         image.load()
@@ -128,7 +133,7 @@ def _upright_rgb(image: Image.Image, where: str, policy: MediaPolicy) -> Image.I
             f"{where} cannot be decoded ({_said(error)}); the file is truncated or damaged. "
             "Open and save it again in an image editor, or send another copy."
         ) from error
-    return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+    return rgb, _UPRIGHT.get(orientation)
 
 
 def sniff(data: bytes) -> str | None:

@@ -40,7 +40,7 @@ _SIGNATURES: dict[str, str] = {  # p: address, i: 64-bit integer, d: double, t: 
     "bh_attend_q8": "pppiiiiiiit",
     "bh_replay": "pi",
     "bh_resample_rows": "pppppiiii",
-    "bh_resample_columns": "pppppiii",
+    "bh_resample_columns": "pppppiiii",
 }
 Argument = Union[int, float, "ctypes.Array[ctypes.c_int64]", None]
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "d": ctypes.c_double, "t": ctypes.c_int}

@@ -3,7 +3,8 @@
 Pillow's steps (src/libImaging/Resample.c): columns first, mostly, then rows; weights from the filter in double
 precision, normalised to a sum of 1, rounded to 22 bits; 8-bit pixels after each direction. What is done here otherwise:
 16 numbers a multiplication (csrc/resample.cpp), where the picture lies if it is in one piece, else in bands that stay
-in the cache. Two threads of Python's, which sleep when there is nothing to do; more would wait for memory.
+in the cache. Two threads of Python's, which sleep when there is nothing to do; more would wait for memory. What lies
+on its side is turned when it is small.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,12 +21,24 @@ from PIL import Image
 
 from behold.device import cpu_flags
 from behold.kernels import native
-from behold.pixels import lent
+from behold.pixels import Turned, lent, swaps
 
 _POINT, _LOW_BITS = 22, 11
 _BAND_BYTES = 1 << 20
 _FEWEST_PIXELS = 1 << 18  # smaller pictures take Pillow less than 2 ms
 _MOST_TAPS = 2048  # 8 + 11 + 11 bits a sum, of 32
+_MIRRORS_X = {
+    Image.Transpose.FLIP_LEFT_RIGHT,
+    Image.Transpose.ROTATE_180,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+}
+_MIRRORS_Y = {
+    Image.Transpose.FLIP_TOP_BOTTOM,
+    Image.Transpose.ROTATE_180,
+    Image.Transpose.ROTATE_90,
+    Image.Transpose.TRANSVERSE,
+}
 _SUPPORT = {Image.Resampling.BILINEAR: 1.0, Image.Resampling.BICUBIC: 2.0}
 
 
@@ -60,23 +74,56 @@ def _lends(image: Image.Image) -> bool:
 
 def resize(image: Image.Image, size: tuple[int, int], resample: int) -> Image.Image:
     """As image.resize(size, resample), where `suits` says so."""
-    assert native.LIBRARY is not None
-    image.load()
-    width, height = size
+    across, down = _Side(image.width, size[0], resample), _Side(image.height, size[1], resample)
+    if not isinstance(image, Turned) or (lying := image.lying) is None:
+        image.load()
+        return _made_small(image, across, down)
+    turn = image.turn
+    across, down = replace(across, mirrored=turn in _MIRRORS_X), replace(down, mirrored=turn in _MIRRORS_Y)
+    if not swaps(turn):
+        return _made_small(lying, across, down)
+    try:
+        address, owner = lent(lying)
+    except ValueError:  # Pillow's answer where it is in several pieces
+        image.load()
+        return resize(image, size, resample)
+    small = _made_small_lying(address, across, down)
+    del owner
+    return small
+
+
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """How many pixels one becomes of. mirrored: they are stored last first."""
+
+    old: int
+    new: int
+    resample: int
+    mirrored: bool = False
+
+    @property
+    def weights(self) -> Weights:
+        return (
+            _mirrored(self.old, self.new, self.resample)
+            if self.mirrored
+            else _weights(self.old, self.new, self.resample)
+        )
+
+
+def _made_small(image: Image.Image, across: _Side, down: _Side) -> Image.Image:
+    """Of a picture that is stored upright, or mirrored."""
+    width, height, taps = across.new, down.new, across.weights[1].shape[1]
     padded = -(-width // 4) * 4
-    across = _weights(image.width, width, resample)
     rows = np.zeros((image.height, padded, 4), np.uint8)
     part = rows if padded == width else np.empty((image.height, width, 4), np.uint8)
     step = max(4, _BAND_BYTES // (4 * image.width) // 4 * 4)
 
     def narrow(address: int, top: int, bottom: int) -> None:
-        native.LIBRARY.bh_resample_rows(  # type: ignore[union-attr]
-            address, part[top:].ctypes.data, *_addresses(across), bottom - top, image.width, width, across[1].shape[1]
-        )
+        _call("bh_resample_rows", address, part[top:], across, bottom - top, image.width, width, taps)
 
     try:
         address, owner = lent(image)
-    except ValueError:  # Pillow's answer where it is in several pieces
+    except ValueError:
         for top in range(0, image.height, step):
             bottom = min(top + step, image.height)
             address, owner = lent(image.crop((0, top, image.width, bottom)))
@@ -86,12 +133,32 @@ def resize(image: Image.Image, size: tuple[int, int], resample: int) -> Image.Im
     del owner
     if part is not rows:
         rows[:, :width] = part
-    down = _weights(image.height, height, resample)
     out = np.empty((height, padded, 4), np.uint8)
-    native.LIBRARY.bh_resample_columns(
-        rows.ctypes.data, out.ctypes.data, *_addresses(down), padded, height, down[1].shape[1]
+    _call("bh_resample_columns", rows.ctypes.data, out, down, padded, padded, height, down.weights[1].shape[1])
+    return Image.frombytes("RGB", (width, height), out, "raw", "RGBX", 4 * padded)
+
+
+def _made_small_lying(address: int, across: _Side, down: _Side) -> Image.Image:
+    """Of a picture whose columns are stored as rows: (across.old, down.old, 4) bytes there."""
+    columns = np.empty((across.new, down.old, 4), np.uint8)
+
+    def narrow(begin: int, end: int) -> None:
+        shape = down.old, end - begin, across.new, across.weights[1].shape[1]
+        _call("bh_resample_columns", address + 4 * begin, columns[:, begin:], across, *shape)
+
+    _in_two(narrow, down.old)
+    out = np.empty((across.new, down.new, 4), np.uint8)
+    shape = across.new, down.old, down.new, down.weights[1].shape[1]
+    _call("bh_resample_rows", columns.ctypes.data, out, down, *shape)
+    upright = np.ascontiguousarray(out.transpose(1, 0, 2))
+    return Image.frombytes("RGB", (across.new, down.new), upright, "raw", "RGBX", 4 * across.new)
+
+
+def _call(name: str, address: int, to: NDArray[np.uint8], side: _Side, *shape: int) -> None:
+    starts, high, low = side.weights
+    getattr(native.LIBRARY, name)(
+        address, to.ctypes.data, starts.ctypes.data, high.ctypes.data, low.ctypes.data, *shape
     )
-    return Image.frombytes("RGB", size, out, "raw", "RGBX", 4 * padded)
 
 
 def _in_two(work: Callable[[int, int], None], rows: int) -> None:
@@ -136,6 +203,13 @@ def _weights(old: int, new: int, resample: int) -> Weights:
     return starts.astype(np.int32), high.astype(np.int16), (whole - (high << _LOW_BITS)).astype(np.int16)
 
 
+@functools.lru_cache(maxsize=32)
+def _mirrored(old: int, new: int, resample: int) -> Weights:
+    """`_weights` where the old pixels are stored last first: the same sums."""
+    starts, high, low = _weights(old, new, resample)
+    return old - high.shape[1] - starts, *(np.ascontiguousarray(half[:, ::-1]) for half in (high, low))
+
+
 def _filter(x: NDArray[np.float64], resample: int) -> NDArray[np.float64]:
     """Of distances in units of the wider pixel, none negative; operations in Pillow's order."""
     if resample == Image.Resampling.BILINEAR:
@@ -143,8 +217,3 @@ def _filter(x: NDArray[np.float64], resample: int) -> NDArray[np.float64]:
     near = (1.5 * x - 2.5) * x * x + 1
     far = (((x - 5) * x + 8) * x - 4) * -0.5
     return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
-
-
-def _addresses(weights: Weights) -> tuple[int, int, int]:
-    starts, high, low = weights
-    return starts.ctypes.data, high.ctypes.data, low.ctypes.data

@@ -11,6 +11,7 @@
 namespace {
 
 constexpr int LOW_BITS = 11, POINT = 22;
+constexpr int64_t STRIP = 2048; // bytes, a multiple of 16
 
 #if !defined(__AVX2__)
 
@@ -128,19 +129,25 @@ BH_EXPORT void bh_resample_rows(const uint8_t *from, uint8_t *to, const int32_t 
 #endif
 }
 
-// to (to_rows, width, 4) from `from` (rows, width, 4); starts (to_rows), high and low (to_rows, taps), taps a multiple of
-// 8 and at most `rows`; width a multiple of 4.
+// The first `columns` of to (to_rows, width, 4) from `from` (rows, width, 4); starts (to_rows), high and low (to_rows,
+// taps), taps a multiple of 8 and at most `rows`; columns at least 4. In strips: the rows that one is made of, and most
+// of those of the next, stay in the cache.
 BH_EXPORT void bh_resample_columns(const uint8_t *from, uint8_t *to, const int32_t *starts, const int16_t *high,
-                                   const int16_t *low, int64_t width, int64_t to_rows, int64_t taps) {
-    const int64_t stride = 4 * width;
-    for (int64_t row = 0; row < to_rows; row++) {
-        const uint8_t *top = from + starts[row] * stride;
+                                   const int16_t *low, int64_t width, int64_t columns, int64_t to_rows, int64_t taps) {
+    const int64_t stride = 4 * width, bytes = 4 * columns;
+    for (int64_t strip = 0; strip < bytes; strip += STRIP) {
+        const int64_t end = strip + STRIP < bytes ? strip + STRIP : bytes;
+        for (int64_t row = 0; row < to_rows; row++) {
+            const uint8_t *top = from + starts[row] * stride;
 #if defined(__AVX2__)
-        for (int64_t i = 0; i < stride; i += 16)
-            sixteen(top + i, stride, to + row * stride + i, high + row * taps, low + row * taps, taps);
+            for (int64_t next = strip; next < end; next += 16) {
+                const int64_t i = next + 16 <= bytes ? next : bytes - 16;
+                sixteen(top + i, stride, to + row * stride + i, high + row * taps, low + row * taps, taps);
+            }
 #else
-        for (int64_t i = 0; i < stride; i++)
-            to[row * stride + i] = weighed(top + i, stride, high + row * taps, low + row * taps, taps);
+            for (int64_t i = strip; i < end; i++)
+                to[row * stride + i] = weighed(top + i, stride, high + row * taps, low + row * taps, taps);
 #endif
+        }
     }
 }
