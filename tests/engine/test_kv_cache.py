@@ -112,7 +112,8 @@ def test_any_steps_attend_as_over_whole_histories(window: int | None, heads: int
             q, k, v = random(plan.n_rows, heads, D), random(plan.n_rows, HKV, D), random(plan.n_rows, HKV, D)
             with torch.inference_mode(native):  # kernels keep to where no gradients are
                 found = under_test.view(plan).attend(0, q, k, v, window=window)
-            atol = 1e-3 if stored is torch.int8 else 1e-5  # queries and weights are of 15 bits
+            # of integers, queries and weights are of 15 bits; those of more than eight tokens of 7
+            atol = 1e-5 if stored is not torch.int8 else 1e-3 if max(lengths) <= attention.FEW else 0.1
             wanted = histories.attend(plan, q, k, v, window, as_kept=under_test if stored is torch.int8 else None)
             assert torch.allclose(found, wanted, atol=atol)
 

@@ -82,9 +82,35 @@ def test_any_step(
         wanted_row.put(LAYER, context, k[own], v[own])
         assert same(row, wanted_row)
         keys, values = (x.double() for x in row.seen(LAYER, stop, torch.float32))
+        if stored is torch.int8 and kind is Way.MANY:
+            wanted = attend_one(of_7_bits(q[own]).double(), keys, values, window=window)
+            assert (out[own] - wanted).norm() < 0.03 * wanted.norm()  # weights have as many
+            continue
         wanted = attend_one(q[own].double(), keys, values, window=window)
         atol = 3e-4 * scale if stored is torch.int8 else 5e-6 * max(scale, 2.0)  # there, queries are rounded, too
         torch.testing.assert_close(out[own].double(), wanted, atol=atol, rtol=1e-5)
+
+
+def of_7_bits(q: Tensor) -> Tensor:
+    """Queries (T, H, d) as many of them are multiplied with integers."""
+    wide = spread(q)
+    step = wide.abs().amax(-1, keepdim=True).clamp_min(1e-30) / 64
+    return spread((wide / step).round() * step) / spread_by(q.shape[-1])
+
+
+@pytest.mark.usefixtures("library")
+def test_many_queries_over_integers_are_little_off() -> None:
+    """Also where the first token takes nearly all of the weight and says nothing, as it does in many models."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(400, heads, 64) for heads in (4, 2, 2))
+    q[..., 0] += 4
+    k[0], v[0] = 0, v[0] / 50
+    k[0, :, 0] = 16
+    row, out = kept(torch.zeros(1, 2, 2, 400, 64), torch.int8), torch.empty(400, 4, 64)
+    with torch.inference_mode():
+        RowTokens(Way.MANY, [(row, 0, 400, 0)]).attend(0, q, k, v, out, window=None)
+    wanted = attend_one(q, k.transpose(0, 1), v.transpose(0, 1))
+    assert (out - wanted).norm() < 0.04 * wanted.norm()
 
 
 def same(row: KeptRow, other: KeptRow) -> bool:
@@ -172,6 +198,7 @@ def test_where_it_suits() -> None:
         assert way(row(8), FEW) is way(row(8, torch.float16), 1) is way(row(256), 1) is Way.FEW
         assert way(row(MAX_ROUNDED_DIM, torch.int8), 1) is Way.FEW and way(row(264, torch.int8), 1) is None
         assert way(row(8), FEW + 1) is Way.MANY
+        assert way(row(8, torch.int8), 1, prompt=True) is Way.MANY and way(row(8), 1, prompt=True) is Way.FEW
         assert way(row(12), 1) is way(row(256), FEW + 1) is way(row(8, torch.bfloat16), 1) is None
         assert suits_all(*[x[..., :16].contiguous()] * 3, 2)
         assert not suits_all(x, x, x, 2) and not suits_all(*[x[..., :24].contiguous()] * 3, 2)
@@ -189,7 +216,7 @@ def test_spreading_keeps_products(dim: int) -> None:
 
 @pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("kind", Way)
-@pytest.mark.parametrize(("louder", "most"), [(1, 0.015), (100, 0.04)])
+@pytest.mark.parametrize(("louder", "most"), [(1, 0.02), (100, 0.05)])
 def test_eight_bits_are_enough(kind: Way, louder: float, most: float) -> None:
     """Also where a channel of all keys is 100 times as loud as the others: it has no part in the weights' differences,
     but would take the bits of those that have.

@@ -22,7 +22,7 @@ PROGRAMS = [
     ),
     (
         "sanitized_attention.cpp",
-        ("attention_few.cpp", "attention_tiles.cpp", "attention_rows.cpp", "attention_q8.cpp"),
+        ("attention_few.cpp", "attention_many_q8.cpp", "attention_tiles.cpp", "attention_rows.cpp", "attention_q8.cpp"),
         "192 attentions",
     ),
     ("sanitized_resample.cpp", ("resample.cpp",), "120 pictures"),

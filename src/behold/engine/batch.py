@@ -42,6 +42,7 @@ def build(
     contexts: list[int] = []
     slots: list[int] = []
     spans: list[tuple[tuple[int, int], ...]] = []
+    prompts: list[bool] = []
     samples: list[int] = []
     branches = tuple(tuple(map(len, chunk.branches)) for chunk in chunks for _ in _rows(chunk))
     for chunk in chunks:
@@ -51,6 +52,7 @@ def build(
             contexts.append(chunk.start)
             slots.append(slot)
             spans.append(_both_ways(chunk))
+            prompts.append(chunk.start < chunk.sequence.n_prompt)
         samples.extend(range(len(ids) - chunk.n_logits, len(ids)))
     image_rows, at = _pictures(chunks, image, device)
     plan = AttentionPlan(
@@ -59,6 +61,7 @@ def build(
         tuple(slots),
         tuple(spans) if any(spans) else (),
         branches if any(branches) else (),
+        tuple(prompts),
     )
     all_rows = len(samples) == len(ids)
     return StepBatch(

@@ -132,7 +132,7 @@ class RowView:
         plain = not self._plan.spans_of(index) and not self._plan.branches_of(index)
         if not plain or cache.computes is not torch.float32:
             return None
-        return attention.way(self._rows[index], self._plan.lengths[index])
+        return attention.way(self._rows[index], self._plan.lengths[index], prompt=self._plan.is_prompt(index))
 
     def _attend_row(self, index: int, layer: int, new: tuple[Tensor, Tensor, Tensor], window: int | None) -> Tensor:
         """One sequence's new rows (T, H, d) over its row of the cache. Returns (T, Hq, d)."""

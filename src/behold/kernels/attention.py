@@ -3,7 +3,8 @@
 Of the time of `scaled_dot_product_attention` on a 2-core AVX2 machine it takes 0.75 to 0.9 for a picture, 0.6 to 0.7
 for a prompt (torch computes the masked half) and 0.3 to 0.7 for a few tokens (`python -m benchmarks.attention`).
 A token's result depends neither on its neighbours in a step nor on how a prompt is cut, but for a rounding that the way
-chosen by the number of new tokens makes.
+chosen by the number of new tokens makes. Over rows of integers, a prompt's queries and weights are of 7 bits
+(csrc/attention_many_q8.cpp: 0.6 of the time of float32), those of later tokens of 15.
 """
 
 from __future__ import annotations
@@ -34,8 +35,12 @@ class Way(Enum):
     MANY = 1
 
 
-def way(row: KeptRow, tokens: int) -> Way | None:
-    """Which kernel is right for so many new causal tokens of a row, if one is."""
+def way(row: KeptRow, tokens: int, *, prompt: bool = False) -> Way | None:
+    """Which kernel is right for so many new causal tokens of a row, if one is.
+
+    prompt: they are a prompt's. With rows of integers all of those go one way, as the other rounds less: what is
+    answered does not depend on how a prompt was cut.
+    """
     numbers, dim = row.numbers, row.numbers.shape[-1]
     if (
         native.LIBRARY is None
@@ -46,7 +51,7 @@ def way(row: KeptRow, tokens: int) -> Way | None:
         or (numbers.dtype is torch.int8 and dim > MAX_ROUNDED_DIM)
     ):
         return None
-    if tokens <= FEW:
+    if tokens <= FEW and not (prompt and numbers.dtype is torch.int8 and dim <= MAX_DIM):
         return Way.FEW
     return Way.MANY if dim <= MAX_DIM else None
 

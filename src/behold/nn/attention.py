@@ -26,6 +26,8 @@ class AttentionPlan:
         both ways inside themselves; such a range is never split over two steps.
     branches: for each sequence the lengths of runs of new tokens, one behind the other, that all go on from the
         context and do not see each other; () is one run.
+    prompts: for each sequence whether its new tokens are of its prompt: they are computed alike, however few of them
+        come in one step; () is none.
     """
 
     lengths: tuple[int, ...]
@@ -33,6 +35,7 @@ class AttentionPlan:
     slots: tuple[int, ...]
     bidirectional: tuple[tuple[tuple[int, int], ...], ...] = ()
     branches: tuple[tuple[int, ...], ...] = ()
+    prompts: tuple[bool, ...] = ()
 
     @property
     def n_rows(self) -> int:
@@ -48,6 +51,9 @@ class AttentionPlan:
 
     def branches_of(self, index: int) -> tuple[int, ...]:
         return self.branches[index] if self.branches else ()
+
+    def is_prompt(self, index: int) -> bool:
+        return bool(self.prompts) and self.prompts[index]
 
 
 class CacheView(Protocol):

@@ -55,18 +55,14 @@ inline float most_of(const float *x, int64_t dim) {
     typedef int32_t i8 __attribute__((vector_size(32)));
     v8 most = splat8(1e-30f); // so that nothing is divided by 0
     for (int64_t i = 0; i < dim; i += 8) most = max8(most, (v8)((i8)load8(x + i) & 0x7FFFFFFF));
-    return top8(most);
+    return most8(most);
 }
 
 // Numbers to the nearest of -127 to 127 times a scale, which is returned.
 inline float round_to(int8_t *to, const float *x, int64_t dim) {
-    typedef int8_t b8 __attribute__((vector_size(8)));
     const float most = most_of(x, dim);
     const v8 up = splat8(127.0f / most);
-    for (int64_t i = 0; i < dim; i += 8) {
-        const b8 bytes = __builtin_convertvector(nearest8(load8(x + i) * up), b8);
-        std::memcpy(to + i, &bytes, sizeof bytes);
-    }
+    for (int64_t i = 0; i < dim; i += 8) store_bytes8(to + i, (v8)nearest8(load8(x + i) * up));
     return most / 127.0f;
 }
 
@@ -112,6 +108,18 @@ template <class T> inline void keep_new(const Step &step, const Row &row, int64_
 inline int64_t first_seen(const Step &step, int64_t place) {
     return step.window > 0 && place + 1 > step.window ? place + 1 - step.window : 0;
 }
+
+// Queries of a head with the keys that each sees, [first, last); neither goes back from one to the next.
+struct Queries {
+    static constexpr int MOST = 252; // a multiple of each tile's
+    const float *q[MOST];
+    float *out[MOST];
+    int64_t first[MOST], last[MOST];
+    int n;
+};
+
+// Of rows of integers, with rounded queries and weights; dim is at most 128.
+void attend_rounded(const Queries &queries, const Source<int8_t> &source, int64_t dim, float scale);
 
 // The sequences' new tokens, a few each or many; T: what their rows are made of.
 template <class T> void attend_few(const Step &step, const Row *rows, int64_t n_rows, int threads);

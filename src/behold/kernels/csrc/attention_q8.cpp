@@ -9,25 +9,18 @@
 #include <cmath>
 #include <cstring>
 
-#include "four.h"
+#include "attention_q8.h"
 #include "pool.h"
-#include "vec.h"
 
 namespace {
 
-typedef int32_t i8 __attribute__((vector_size(32)));
-
 constexpr int CHUNK = 96; // keys
-constexpr int WIDE = 24;  // columns of a panel
 constexpr int ROWS = 16;  // queries that are weighed together
 constexpr int BLOCK = 9 * ROWS;
 constexpr int AHEAD = 4; // rows that are fetched early: they lie in pages of their own
-constexpr int MAX_DIM = 128, MAX_WIDTH = (MAX_DIM + WIDE - 1) / WIDE * WIDE;
 // Two products fit into 16 bits: 2 * 181 * 90 and 2 * 255 * 64.
 constexpr int QUERY = 90, KEY = 90, VALUE = 64;
 constexpr float WEIGHTS = 7.994353437f; // the power of two that is 255
-
-int64_t width_of(int64_t dim) { return (dim + WIDE - 1) / WIDE * WIDE; }
 
 // What is kept of a chunk of keys; a picture's head has the means of its queries and values, then its chunks.
 struct Chunk {
@@ -48,20 +41,6 @@ int64_t head_bytes(int64_t n, int64_t dim) {
     return 4 * (dim + width_of(dim)) + (n + CHUNK - 1) / CHUNK * Chunk::bytes(dim);
 }
 
-const v8 magic = splat8(12582912.0f); // 1.5 * 2^23: adding it rounds to an integer, which the lowest bits then hold
-
-inline v8 abs8(v8 x) { return (v8)((i8)x & 0x7FFFFFFF); }
-
-inline float most8(v8 v) {
-#if defined(__AVX2__)
-    __m128 four = _mm_max_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
-    four = _mm_max_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
-#else
-    return top8(v);
-#endif
-}
-
 // Sums of the rows of x, then their mean.
 void mean_of(const float *x, int64_t apart, int64_t n, int64_t dim, float *mean) {
     std::memset(mean, 0, sizeof(float) * dim);
@@ -72,35 +51,6 @@ void mean_of(const float *x, int64_t apart, int64_t n, int64_t dim, float *mean)
         }
     for (int64_t d = 0; d < dim; d += 8) store8(mean + d, load8(mean + d) * splat8(1.0f / n));
 }
-
-// The integers of `magic` sums as bytes.
-inline void narrow(v8 sums, uint8_t *to) {
-#if defined(__AVX2__)
-    const __m256i bytes = _mm256_and_si256((__m256i)sums, _mm256_set1_epi32(255));
-    const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
-    _mm_storel_epi64(reinterpret_cast<__m128i *>(to), _mm_packus_epi16(words, words));
-#else
-    for (int i = 0; i < 8; i++) to[i] = static_cast<uint8_t>(((i8)sums)[i]);
-#endif
-}
-
-// The integers of x - mean, in [-most, most], and `offset` added; returns their step.
-inline float round_row(const float *x, const float *mean, int64_t dim, int most, int offset, uint8_t *to) {
-    v8 row[MAX_DIM / 8], top = splat8(0);
-    for (int64_t d = 0; d < dim / 8; d++) {
-        row[d] = load8(x + 8 * d) - load8(mean + 8 * d);
-        top = max8(top, abs8(row[d]));
-    }
-    const float largest = most8(top);
-    const v8 inverse = splat8(largest > 0 ? most / largest : 0);
-    for (int64_t d = 0; d < dim / 8; d++) {
-        narrow(row[d] * inverse + (magic + splat8(offset)), to + 8 * d);
-    }
-    return largest / most;
-}
-
-// A place in a chunk, in the order in which rounded weights come out of their packing.
-inline int place_of(int key) { return key / 32 * 32 + key % 32 / 4 % 2 * 16 + key % 32 / 8 * 4 + key % 4; }
 
 void round_keys(const float *k, const float *mean, const float *mean_q, int64_t apart, int64_t length, int64_t dim,
                 float factor, const Chunk &chunk) {
@@ -148,80 +98,6 @@ void round_values(const float *v, const float *mean, int64_t apart, int64_t leng
             }
             std::memcpy(chunk.values + d / WIDE * WIDE * CHUNK + place_of(key) * WIDE + d % WIDE * 4, &bytes, 32);
         }
-}
-
-#if defined(__AVX2__)
-
-struct Three {
-    __m256i a, b, c;
-    explicit Three(const int32_t *from) : a(load(from)), b(load(from + 8)), c(load(from + 16)) {}
-    __attribute__((always_inline)) void add(const uint8_t *integers, const int8_t *w) {
-        const __m256i ones = _mm256_set1_epi16(1), four = four_places(integers);
-        const auto more = [&](__m256i &sum, const int8_t *at) __attribute__((always_inline)) {
-            const __m256i products = _mm256_madd_epi16(_mm256_maddubs_epi16(four, load(at)), ones);
-            asm volatile("vpaddd %1, %0, %0" : "+x"(sum) : "x"(products)); // in its place: else GCC moves sums about
-        };
-        more(a, w);
-        more(b, w + 32);
-        more(c, w + 64);
-    }
-    void store_to(int32_t *out) const {
-        store(out, a);
-        store(out + 8, b);
-        store(out + 16, c);
-    }
-};
-
-// The products of four rows with a panel, added to what they begin with.
-inline void product(const uint8_t *rows, int64_t apart, const int8_t *w, int64_t quads, const int32_t *begin,
-                    int32_t *out, int64_t out_apart) {
-    Three a(begin), b(begin), c(begin), d(begin);
-    for (int64_t quad = 0; quad < quads; quad++) {
-        a.add(rows + 4 * quad, w + quad * 4 * WIDE);
-        b.add(rows + apart + 4 * quad, w + quad * 4 * WIDE);
-        c.add(rows + 2 * apart + 4 * quad, w + quad * 4 * WIDE);
-        d.add(rows + 3 * apart + 4 * quad, w + quad * 4 * WIDE);
-    }
-    a.store_to(out);
-    b.store_to(out + out_apart);
-    c.store_to(out + 2 * out_apart);
-    d.store_to(out + 3 * out_apart);
-}
-
-inline void pack(const v8 *weights, uint8_t *to) {
-    const auto integers = [&](int i) { return _mm256_cvtps_epi32((__m256)weights[i]); };
-    const __m256i low = _mm256_packus_epi32(integers(0), integers(1)), high = _mm256_packus_epi32(integers(2), integers(3));
-    store(to, _mm256_packus_epi16(low, high));
-}
-
-#else
-
-inline void product(const uint8_t *rows, int64_t apart, const int8_t *w, int64_t quads, const int32_t *begin,
-                    int32_t *out, int64_t out_apart) {
-    for (int m = 0; m < 4; m++)
-        for (int c = 0; c < WIDE; c++) {
-            int32_t sum = begin[c];
-            for (int64_t i = 0; i < 4 * quads; i++) sum += rows[m * apart + i] * w[(i / 4 * WIDE + c) * 4 + i % 4];
-            out[m * out_apart + c] = sum;
-        }
-}
-
-inline void pack(const v8 *weights, uint8_t *to) {
-    for (int key = 0; key < 32; key++)
-        to[place_of(key)] = static_cast<uint8_t>(((i8)(weights[key / 8] + magic))[key % 8]);
-}
-
-#endif
-
-// 2^x to about a ten-thousandth, for x up to 126; 0 below -126.5.
-inline v8 rough_power8(v8 x) {
-    x = max8(x, splat8(-127.0f));
-    const v8 shifted = magic + splat8(127.0f), sum = x + shifted, r = x - (sum - shifted);
-    v8 p = splat8(5.5171650e-2f);
-    p = p * r + splat8(2.4261121e-1f);
-    p = p * r + splat8(6.9326098e-1f);
-    p = p * r + splat8(9.9992807e-1f);
-    return p * (v8)((i8)sum << 23);
 }
 
 // Scores of a query with a chunk to weights of 8 bits; returns the largest score, and the weights' sum in eight parts.

@@ -1,5 +1,5 @@
-// Attention of many queries, float32: tiles of queries by keys, softmax going on over chunks of keys (Dao et al. 2022,
-// arxiv.org/abs/2205.14135; on few tokens see attention_few.cpp).
+// Attention of many queries over floats: tiles of queries by keys, softmax going on over chunks of keys (Dao et al. 2022,
+// arxiv.org/abs/2205.14135; on few tokens see attention_few.cpp, on rows of integers attention_many_q8.cpp).
 //
 // A block of queries works through the keys in chunks that are turned and widened once for all of them, into buffers
 // that stay in the nearest caches. Chunks begin at fixed places and every sum has one order, so a query's result
@@ -14,15 +14,8 @@
 namespace {
 
 constexpr int CHUNK = 96;  // keys
-constexpr int BLOCK = 252; // queries; a multiple of each tile's
+constexpr int BLOCK = Queries::MOST;
 constexpr int MAX_DIM = 128;
-
-struct Queries {
-    const float *q[BLOCK];
-    float *out[BLOCK];
-    int64_t first[BLOCK], last[BLOCK]; // the keys each sees: [first, last)
-    int n;
-};
 
 // c[m][n] (+)= sum over i < k of a[m * LDA + i] * b[i * ldb + n], for MR rows and NR eights.
 template <int MR, int NR, int LDA>
@@ -43,14 +36,6 @@ inline void multiply(const float *a, const float *b, int64_t ldb, int64_t k, flo
         for (int n = 0; n < NR; n++) store8(c + m * ldc + 8 * n, sums[m][n]);
 }
 
-// Eight numbers of a place as what they stand for.
-template <class T>
-inline v8 number8(const T *numbers, const float *scales, const Source<T> &source, int64_t place, int64_t d) {
-    const v8 eight = load8(numbers + place * source.apart + d);
-    if constexpr (ROUNDED<T>) return eight * splat8(scales[place]);
-    return eight;
-}
-
 // `length` keys from `start` on to panels of WIDE keys, in each one place of the head behind the other; absent keys are
 // zero.
 template <int WIDE, class T>
@@ -60,8 +45,7 @@ void turn(const Source<T> &source, int64_t start, int64_t length, int64_t dim, f
         for (int64_t d = 0; d < dim; d += 8) {
             v8 square[8];
             for (int64_t j = 0; j < 8; j++)
-                square[j] = key + j < length ? number8(source.keys, source.key_scales, source, start + key + j, d)
-                                             : splat8(0);
+                square[j] = key + j < length ? load8(source.keys + (start + key + j) * source.apart + d) : splat8(0);
             transpose8(square);
             for (int64_t j = 0; j < 8; j++) store8(panel + (d + j) * WIDE, square[j]);
         }
@@ -75,7 +59,7 @@ const float *widen(const Source<T> &source, int64_t start, int64_t length, int64
         if (source.apart == dim) return source.values + start * dim;
     for (int64_t key = 0; key < length; key++)
         for (int64_t d = 0; d < dim; d += 8)
-            store8(to + key * dim + d, number8(source.values, source.value_scales, source, start + key, d));
+            store8(to + key * dim + d, load8(source.values + (start + key) * source.apart + d));
     return to;
 }
 
@@ -141,7 +125,6 @@ __attribute__((noinline)) void attend_block(const Queries &queries, const Source
             const bool real = row < queries.n;
             for (int64_t d = 0; d < dim; d += 8)
                 store8(q + row * MAX_DIM + d, real ? load8(queries.q[row] + d) * splat8(factor) : splat8(0));
-            if constexpr (ROUNDED<T>) spread(q + row * MAX_DIM, dim);
             running[row] = {splat8(0), -INFINITY};
             if (!real) continue;
             if (queries.first[row] < low[tile]) low[tile] = queries.first[row];
@@ -183,7 +166,9 @@ __attribute__((noinline)) void attend_block(const Queries &queries, const Source
 }
 
 template <class T> void attend(const Queries &queries, const Source<T> &source, int64_t dim, float scale) {
-    if (dim % 24 == 0)
+    if constexpr (ROUNDED<T>)
+        attend_rounded(queries, source, dim, scale);
+    else if (dim % 24 == 0)
         attend_block<4, 3>(queries, source, dim, scale);
     else
         attend_block<6, 2>(queries, source, dim, scale);

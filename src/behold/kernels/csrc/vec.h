@@ -122,6 +122,30 @@ static inline float top8(v8 v) {
     return top;
 }
 
+// The same of numbers.
+static inline float most8(v8 v) {
+#if defined(__AVX2__)
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+    four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+#else
+    return top8(v);
+#endif
+}
+
+// Integers from -128 to 127 as bytes.
+static inline void store_bytes8(int8_t *to, v8 bits) {
+    typedef int32_t i8 __attribute__((vector_size(32)));
+    const i8 integers = (i8)bits;
+#if defined(__AVX2__)
+    const __m256i all = (__m256i)integers;
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+    _mm_storel_epi64(reinterpret_cast<__m128i *>(to), _mm_packs_epi16(words, words));
+#else
+    for (int i = 0; i < 8; i++) to[i] = static_cast<int8_t>(integers[i]);
+#endif
+}
+
 // The places [first, last) of v, and minus infinity elsewhere.
 static inline v8 between8(v8 v, int64_t first, int64_t last) {
     typedef int32_t i8 __attribute__((vector_size(32)));
