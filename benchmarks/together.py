@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.checkpoint import blueprint, default_cache, make
 from benchmarks.process import SETTLE_S, Worker
 from benchmarks.report import machine, markdown, package_version, write_results
-from benchmarks.together_worker import PROMPT_TOKENS
+from benchmarks.together_worker import PROMPT_TOKENS, SHORT_TOKENS
 
 BENCH = "llava-interleave-qwen-0.5b"
 RESULTS = Path(__file__).parent / "RESULTS.md"
@@ -92,9 +92,14 @@ def main(arguments: list[str] | None = None) -> None:
     if options.write:
         kind = options.quantize or "as stored"
         title = f"## Two processes at once: {BENCH}, {kind}, {options.threads} threads each"
+        command = "python -m benchmarks.together" + (f" --quantize {options.quantize}" if options.quantize else "")
         what = (
-            f"Prompts of {PROMPT_TOKENS} tokens; one answer at a time in each process; medians of {options.rounds}. "
-            f"{machine()}; torch {package_version('torch')}; `python -m benchmarks.together`."
+            f"Tokens of one answer at a time in each process, after {SHORT_TOKENS} of prompt, and prompts of "
+            f"{PROMPT_TOKENS} tokens one after another: each for {options.seconds:g} s, in turn, medians of "
+            f"{options.rounds}; what two processes do at once is added up, and is in percent of what one does alone. "
+            "Nothing is guessed or kept from earlier prompts. *A fixed number of threads*: behold without making room "
+            "for other programs; two such processes wait for each other by spinning. *Idle*: CPUs that a process "
+            f"takes that has nothing to do. {machine()}; torch {package_version('torch')}; `{command} --write`."
         )
         write_results(RESULTS, f"{title}\n\n{what}\n\n{markdown(lines)}\n")
 
