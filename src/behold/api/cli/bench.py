@@ -120,12 +120,12 @@ def _print(choice: BenchChoice, measured: Sequence[Figures]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("quantize", "first token", "decode", "peak memory", "load", "import")
+    table = Table("quantize", "first token", "tokens/s", "peak memory", "load", "import")
     for each in measured:
         table.add_row(
             each.quantize or f"{AS_IT_IS} ({each.dtype})",
             f"{median(each.first_token_s):.2f} s",
-            f"{median(each.decode_tokens_per_s):.1f} tokens/s",
+            f"{median(each.decode_tokens_per_s):.1f}",
             "unknown" if each.peak_bytes is None else f"{each.peak_bytes / 1e9:.2f} GB",
             f"{each.load_s:.2f} s",
             f"{each.import_s:.2f} s",

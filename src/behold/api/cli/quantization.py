@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from shutil import get_terminal_size
+from textwrap import wrap
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +17,8 @@ from behold.api.cli.terminal import reported, write
 
 if TYPE_CHECKING:
     from behold.quant.report import MeasuredLayer
+
+_WIDE, _NARROW = 120, 23  # columns that a table with the longest names takes; those of a name where there are but 80
 
 
 @takes(choice=ModelChoice)
@@ -27,6 +32,7 @@ def quantization(
     """Show what quantizing does to a model: bytes, and the error of each layer's output on a built-in picture.
 
     Without --quantize: int8. Layers whose weights cannot be rounded well are stored more safely, and marked with *.
+    Errors are relative, of several layers the median and the largest.
     """
     with reported(debug=debug, hint=choice.hint):
         from behold.api.catalog import size_text
@@ -37,10 +43,10 @@ def quantization(
             return
         groups = [(layer.name, [layer]) for layer in report.layers] if every else _kinds(report.layers)
         print_table(
-            ("Layers", "Stored as", "Before", "After", "Weights' error", "Output's error"),
+            ("Layers", "Kept as", "Before", "After", "Weights off", "Output off"),
             [
                 (
-                    name,
+                    _in_lines(name),
                     layers[0].scheme + ("*" if layers[0].scheme != layers[0].asked else ""),
                     size_text(sum(layer.bytes_before for layer in layers)),
                     size_text(sum(layer.bytes_after for layer in layers)),
@@ -64,9 +70,16 @@ def _kinds(layers: Sequence[MeasuredLayer]) -> list[tuple[str, list[MeasuredLaye
 
 
 def _spread(errors: Iterable[float]) -> str:
-    """The median and the largest of relative errors, in percent."""
+    """From the median to the largest of relative errors, in percent."""
     found = sorted(errors)
     if not found:
         return "-"
     middle, largest = f"{found[len(found) // 2]:.2%}", f"{found[-1]:.2%}"
-    return middle if middle == largest else f"{middle}, at most {largest}"
+    return middle if middle == largest else f"{middle[:-1]}–{largest}"
+
+
+def _in_lines(name: str) -> str:
+    """A layer's name; on a terminal that is too narrow for it, in lines that end at its dots."""
+    if not sys.stdout.isatty() or get_terminal_size().columns >= _WIDE:
+        return name
+    return "\n".join(line.replace(". ", ".") for line in wrap(name.replace(".", ". "), _NARROW))
