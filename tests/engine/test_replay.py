@@ -93,6 +93,13 @@ class Doubled(RMSNorm):
         return out
 
 
+def test_one_word_over_and_over_is_replayed(played: list[Tape], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("behold.engine.sampler.likeliest", lambda logits: [7] * len(logits))
+    engine = Engine(model(), tokenizer=None, eos_token_ids=frozenset(), options=EngineOptions(lookup_rows=0))
+    engine.complete([(prompt(1, 9), SamplingParams(max_new_tokens=12, ignore_eos=True))])
+    assert len(played) == 10, "all but the prompt and the step that is written down; the one that is tried counts"
+
+
 def test_what_the_kernels_do_not_do_is_not_lost(played: list[Tape], monkeypatch: pytest.MonkeyPatch) -> None:
     toy = model()
     toy.decoder.layers[1].input_layernorm.__class__ = Doubled

@@ -1,7 +1,7 @@
 """Steps that are as the one before, made by one call: the decoder's kernels are written down and run again.
 
 Only steps of few tokens, in which our own kernels do all the work. That nothing else took part in it is not believed
-but tried: for each number of rows, a step with new inputs is computed both ways before its like are replayed.
+but tried: for each number of rows, a step is computed both ways, with inputs of its own, before its like are replayed.
 """
 
 from __future__ import annotations
@@ -76,12 +76,12 @@ class Replay:
         self._recorded.move_to_end(key)
         if rows in self._trusted:
             return known.play(embeddings, angles, tokens)
-        if torch.equal(embeddings, known.embeddings):  # what is left of the step before would look right
-            return self._model.decoder.through(embeddings, angles, view)
-        tried = known.play(embeddings, angles, tokens)  # first: what it may have got wrong is then written anew
-        hidden = self._model.decoder.through(embeddings, angles, view)
-        self._trusted[rows] = torch.equal(hidden, tried)
-        return hidden
+        # Inputs that no step has, as an answer may say one word over and over: what a tape left out would then be there
+        # still, from the step before, and look right. Keys and values of the trial are written anew after it.
+        trial = 1 - embeddings
+        tried = known.play(trial, angles, tokens)
+        self._trusted[rows] = torch.equal(self._model.decoder.through(trial, angles, view), tried)
+        return self._model.decoder.through(embeddings, angles, view)
 
     def _record(
         self, key: Hashable, embeddings: Tensor, angles: tuple[Tensor, Tensor], view: RowView, tokens: RowTokens
