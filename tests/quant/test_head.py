@@ -197,12 +197,30 @@ def test_only_what_asks_for_no_logits_goes_without(any_size: None, monkeypatch: 
         (SamplingParams(max_new_tokens=3, temperature=1.0), 3),
         (SamplingParams(max_new_tokens=3, repetition_penalty=1.1), 3),
         (SamplingParams(max_new_tokens=3, num_beams=2), 3),
-        (SamplingParams(max_new_tokens=3, min_new_tokens=3), 3),
+        (SamplingParams(max_new_tokens=3, min_new_tokens=3), 0),
     ):
         engine = Engine(model, tokenizer=None, eos_token_ids=frozenset(), options=EngineOptions(lookup_rows=0))
         engine.complete([(Prompt((5, 6, 7)), params)])
         assert len(by_logits) == expected, params
         by_logits.clear()
+
+
+@needs_kernels
+@pytest.mark.usefixtures("any_size")
+def test_an_end_that_may_not_come_yet_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = behold.load(toys.checkpoint(NAMES[0]), quantize="int8", device="cpu").model
+
+    def answer(eos: frozenset[int], **params: int) -> tuple[int, ...]:
+        engine = Engine(model, tokenizer=None, eos_token_ids=eos, options=EngineOptions(lookup_rows=0))
+        return engine.complete([(Prompt((5, 6, 7)), SamplingParams(max_new_tokens=8, **params))])[0].ids
+
+    free = answer(frozenset())
+    ends = frozenset(free[2:3])
+    assert len(answer(ends)) <= 3
+    found = answer(ends, min_new_tokens=6)
+    assert len(found) >= 6 and not ends & {*found[:5]}
+    monkeypatch.setattr(Int8Head, "best", lambda self, x: None)
+    assert answer(ends, min_new_tokens=6) == found
 
 
 @pytest.mark.usefixtures("any_size")

@@ -65,7 +65,7 @@ class Admission:
         )
         self._check_memory(sequence)
         sequence.guide = self._guide(params)
-        if is_plain(sequence) and params.num_beams == 1:
+        if is_plain(sequence) and params.num_beams == 1 and not params.min_new_tokens:
             sequence.lookup = Lookup()
         if params.num_beams > 1:
             sequence.beams = self._beam_search(sequence)

@@ -20,7 +20,7 @@ from behold.engine.encoder import Encoder
 from behold.engine.image_cache import ImageCache
 from behold.engine.kv_cache import KVCache
 from behold.engine.replay import Replay
-from behold.engine.sampler import Sampled, Sampler, is_plain, likeliest, processed, reads_history
+from behold.engine.sampler import Sampled, Sampler, is_plain, likeliest, may_come, processed, reads_history
 from behold.engine.scheduler import Step
 from behold.engine.sequence import Chunk, Scoring, Sequence
 from behold.models.base import VisionLanguageModel
@@ -165,13 +165,16 @@ class Runner:
     def _choose(self, hidden: Tensor, chunks: list[Chunk], output: StepOutput) -> None:
         """hidden: (R, D), for each chunk a row, or one a running beam, or one a token of the texts to rate."""
         best = self._model.best(hidden) if all(wants_likeliest(chunk) for chunk in chunks) else None
-        if best is not None:
-            ids = best.tolist()
-            for chunk in chunks:
-                own, ids = ids[: chunk.n_logits], ids[chunk.n_logits :]
-                output.sampled[chunk.sequence.key] = confirmed(own, chunk.guesses)
-            return
-        self._choose_by_logits(self._model.logits(hidden), chunks, output)
+        rest = [] if best is None else best.tolist()
+        found: dict[int, list[Sampled]] = {}
+        for chunk in chunks if rest else ():
+            own, rest = rest[: chunk.n_logits], rest[chunk.n_logits :]
+            if all(may_come(token, chunk.sequence) for token in own):
+                found[chunk.sequence.key] = confirmed(own, chunk.guesses)
+        if len(found) == len(chunks):
+            output.sampled.update(found)
+        else:
+            self._choose_by_logits(self._model.logits(hidden), chunks, output)
 
     def _choose_by_logits(self, logits: Tensor, chunks: list[Chunk], output: StepOutput) -> None:
         """logits: (R, V), as `_choose` has hidden states."""

@@ -48,10 +48,9 @@ class Sampler:
 
     def sample(self, logits: Tensor, sequences: Many[Sequence]) -> list[Sampled]:
         """logits: (R, V), a row for each sequence."""
-        if all(is_plain(sequence) for sequence in sequences):
-            return [Sampled(token) for token in likeliest(logits)]
         plain = [i for i, sequence in enumerate(sequences) if is_plain(sequence)]
-        chosen = dict(zip(plain, likeliest(logits[plain]), strict=True)) if plain else {}
+        best = likeliest(logits if len(plain) == len(sequences) else logits[plain]) if plain else []
+        chosen = {i: token for i, token in zip(plain, best, strict=True) if may_come(token, sequences[i])}
         return [
             Sampled(chosen[i]) if i in chosen else self._choose(logits[i].float(), sequence)
             for i, sequence in enumerate(sequences)
@@ -90,15 +89,14 @@ class Sampler:
 
 
 def is_plain(sequence: Sequence) -> bool:
-    """Whether the largest logit is the answer, as it is."""
+    """Whether the id of the largest logit is the answer, if it may come."""
     params = sequence.params
-    return (
-        params.greedy
-        and params.logprobs is None
-        and sequence.guide is None
-        and not reads_history(params)
-        and sequence.n_new >= params.min_new_tokens
-    )
+    return params.greedy and params.logprobs is None and sequence.guide is None and not reads_history(params)
+
+
+def may_come(token: int, sequence: Sequence) -> bool:
+    """Whether it does not end an answer that is to be longer."""
+    return sequence.n_new >= sequence.params.min_new_tokens or token not in sequence.eos
 
 
 def reads_history(params: SamplingParams) -> bool:
