@@ -4,7 +4,7 @@ Floats are kept as they come, or narrower. Integers of 8 bits have a scale for e
 / 127: 0.6 % of a gaussian number. Keys are spread first, as a few of their channels stand out, by 100 times in some
 models, and would leave the others few bits: a Hadamard matrix makes of every number a sum of all, with signs. Queries
 are spread alike, and products stay what they were. All that attends reads what is kept, also of tokens that came in
-the same step, so that how a prompt was cut changes no more than the order of sums.
+the same step, so that it matters little how a prompt was cut; for integers not at all (kernels/attention.py, `way`).
 """
 
 from __future__ import annotations
