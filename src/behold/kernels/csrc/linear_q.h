@@ -36,6 +36,15 @@ struct Columns {
     const float *residual;  // as y, for ADD
     const uint8_t *largest; // as largest_q8 gives them, for each tile; null: products are not added by eights
 
+    // Row m of a panel is finished soon: what it writes, and adds, lies apart from that of other rows, and is fetched.
+    void expect(int64_t m, int64_t panel) const {
+        const int64_t at = m * width + panel * PANEL;
+        for (int64_t line = at; line < at + PANEL; line += 16) {
+            __builtin_prefetch(y + line, 1, 2);
+            if (after == ADD) __builtin_prefetch(residual + line, 0, 2);
+        }
+    }
+
     // Row m of a panel from the exact sums of its integers and its outliers: one formula for every kernel.
     void finish(int64_t m, int64_t panel, const int32_t *products) const {
         static constexpr float none[PANEL] = {};

@@ -268,6 +268,7 @@ void several(const Columns &columns, const uint8_t *codes, const int8_t *multipl
         const int64_t some = groups - g < SPREAD ? groups - g : SPREAD;
         spread.fill(codes + g * GROUP_BYTES, multipliers + g * PANEL, some);
         for (int64_t m = 0; m < end - begin; m++) {
+            if (g + SPREAD >= groups) columns.expect(begin + m, panel);
             product(rows[m].integers + g * GROUP, spread, some, sums[m]);
             for (; next[m] < rows[m].n_outliers; next[m]++) {
                 const Outlier &outlier = rows[m].outliers[next[m]];

@@ -251,8 +251,11 @@ template <int PANELS, bool EIGHTS> void many(const Panel *panels, int64_t quads,
     for (int64_t quad = 0; quad < quads; quad += PART) {
         for (int p = 0; p < PANELS; p++) part[p] = all[p] + quad * QUAD;
         const int64_t some = quads - quad < PART ? quads - quad : PART;
-        for (int64_t m = 0; m < count; m++)
+        for (int64_t m = 0; m < count; m++) {
+            if (quad + PART >= quads)
+                for (int p = 0; p < PANELS; p++) panels[p].columns.expect(begin + m, panels[p].number);
             add_part<PANELS, EIGHTS>(rows[m].integers + 4 * quad, part, some, sums[m]);
+        }
     }
     for (int p = 0; p < PANELS && EIGHTS; p++)
         add_lost(panels[p], all[p], quads, begin, end, sums[0][p], PANELS * PANEL);
