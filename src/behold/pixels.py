@@ -9,10 +9,13 @@ from contextlib import suppress
 from typing import Any
 
 from PIL import Image
+from PIL.ImageFile import ImageFile
 
 _ONE_PIECE_BYTES = 1 << 30
 _MAPPED_BYTES = 32 << 20  # so much the C library always maps by itself
 _MADV_HUGEPAGE = 14  # Linux
+_MADV_POPULATE_WRITE = 23  # since 5.14
+_LIKELY_RATIO = 64  # photographs have 10 to 30 bytes of pixels a byte of file; one colour, or a file cut off, more
 _PAGE_BYTES = 1 << 12
 _block_size = threading.Lock()
 
@@ -81,28 +84,38 @@ def lent(image: Any) -> tuple[int, Any]:  # noqa: ANN401 - Pillow's own storage 
     return address, (image, capsule)
 
 
-def prepare(image: Image.Image) -> None:
+def prepare(image: ImageFile, n_bytes: int) -> None:
     """Take the memory of a picture that is decoded next, in one piece and, from 8 million pixels on, in large pages.
 
     Pillow takes pieces of 16 MB, which could not be read where they lie, in pages of 4 KiB: to get these from the
-    system, one after the other, is up to a third of the time of decoding.
+    system, one after the other, is up to a third of the time of decoding. The large ones are asked for by a thread of
+    its own, ahead of the decoder, if the file, of n_bytes, is long enough to fill them; that is read at once.
     """
+    image.decodermaxblock = max(image.decodermaxblock, n_bytes)
     core: Any = getattr(Image, "core", None)
-    n_bytes = 4 * image.width * image.height
+    size = 4 * image.width * image.height
     with _block_size:
         usual = core.get_block_size() if hasattr(core, "set_block_size") else _ONE_PIECE_BYTES
-        if not usual < n_bytes < _ONE_PIECE_BYTES:
+        if not usual < size < _ONE_PIECE_BYTES:
             return
         core.set_block_size(_ONE_PIECE_BYTES)
         try:
             with suppress(MemoryError):  # which is said where it is decoded
-                image.load_prepare()  # type: ignore[attr-defined]
+                image.load_prepare()
         finally:
             core.set_block_size(usual)
-    if sys.platform == "linux" and n_bytes > _MAPPED_BYTES and image.mode == "RGB":
+    if sys.platform == "linux" and size > _MAPPED_BYTES and image.mode == "RGB":
         with suppress(OSError, AttributeError, ValueError, TypeError):  # then they are small, as everywhere else
             address, owner = lent(image.im)
             begin = -(-address // _PAGE_BYTES) * _PAGE_BYTES
-            length = (address + n_bytes - begin) // _PAGE_BYTES * _PAGE_BYTES
-            ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(length), _MADV_HUGEPAGE)
+            pages = begin, (address + size - begin) // _PAGE_BYTES * _PAGE_BYTES
+            _advise(*pages, _MADV_HUGEPAGE)
+            if size <= _LIKELY_RATIO * n_bytes:
+                threading.Thread(target=_advise, args=(*pages, _MADV_POPULATE_WRITE, owner), daemon=True).start()
             del owner
+
+
+def _advise(begin: int, length: int, advice: int, owner: object = None) -> None:
+    """The system's `madvise`, whatever it answers. owner: keeps the memory meanwhile."""
+    ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(length), advice)
+    del owner

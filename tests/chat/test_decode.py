@@ -14,7 +14,7 @@ from PIL import Image
 
 from behold.chat.decode import decode
 from behold.chat.media import MediaPolicy, load_image
-from behold.errors import OptionError
+from behold.errors import MediaError, OptionError
 from tests.chat.samples import BLUE, FAITHFUL, FORMATS, GREEN, RED, WHITE, encoded, quadrants, same, see_through
 
 
@@ -169,3 +169,16 @@ def test_a_large_jpeg_is_decoded_into_one_piece(size: tuple[int, int]) -> None:
         assert image.__arrow_c_array__()
         with pytest.raises(ValueError, match=r"contiguous|block"):
             Image.open(file).__arrow_c_array__()
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_the_memory_of_a_large_photograph_is_asked_for_while_it_is_decoded(progressive: bool) -> None:
+    """One that has as many bytes as photographs have: the same pixels, and the same words where it was cut off."""
+    size, file = (3000, 2900), io.BytesIO()
+    small = np.random.default_rng(0).integers(0, 256, (290, 300, 3), np.uint8)
+    Image.fromarray(small).resize(size, Image.Resampling.NEAREST).save(file, "JPEG", progressive=progressive)
+    data = file.getvalue()
+    assert len(data) * 64 > 4 * size[0] * size[1]
+    assert decode(data, "it", MediaPolicy()).tobytes() == Image.open(file).tobytes()
+    with pytest.raises(MediaError, match="truncated"):
+        decode(data[: len(data) // 2], "it", MediaPolicy())

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
@@ -27,7 +28,7 @@ from behold.pixels import Turned, prepare
 FORMATS = "PNG, JPEG, WebP, GIF, BMP and TIFF"
 
 # The plugin classes directly, not Image.open: that would try every decoder Pillow has, and warn by its own limit.
-_DECODERS: dict[str, Callable[[BytesIO], Image.Image]] = {
+_DECODERS: dict[str, Callable[[BytesIO], ImageFile]] = {
     "PNG": PngImageFile,
     "JPEG": JpegImageFile,  # of a multi-picture JPEG (phones, 3D cameras) this is the first picture
     "WebP": WebPImageFile,
@@ -97,7 +98,7 @@ def decode(data: bytes, where: str, policy: MediaPolicy) -> Image.Image:
         image.draft(None, (policy.jpeg_side,) * 2)  # of the formats here only JPEG has it
     if kind == "JPEG":
         _check_size(image, f"{where} (JPEG)", policy)
-        prepare(image)
+        prepare(image, len(data))
     rgb, turn = _rgb_and_turn(image, f"{where} ({kind})", policy)
     return (
         rgb if turn is None else Turned(rgb, turn)

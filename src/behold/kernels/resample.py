@@ -134,7 +134,12 @@ def _made_small(image: Image.Image, across: _Side, down: _Side) -> Image.Image:
     if part is not rows:
         rows[:, :width] = part
     out = np.empty((height, padded, 4), np.uint8)
-    _call("bh_resample_columns", rows.ctypes.data, out, down, padded, padded, height, down.weights[1].shape[1])
+
+    def lower(begin: int, end: int) -> None:
+        shape = padded, end - begin, height, down.weights[1].shape[1]
+        _call("bh_resample_columns", rows.ctypes.data + 4 * begin, out[:, begin:], down, *shape)
+
+    _in_two(lower, padded)
     return Image.frombytes("RGB", (width, height), out, "raw", "RGBX", 4 * padded)
 
 
@@ -162,7 +167,7 @@ def _call(name: str, address: int, to: NDArray[np.uint8], side: _Side, *shape: i
 
 
 def _in_two(work: Callable[[int, int], None], rows: int) -> None:
-    """work(begin, end) over the rows, by two threads where two may work."""
+    """work(begin, end) over the rows, at least four at a time, by two threads where two may work."""
     middle = rows // 8 * 4 if torch.get_num_threads() > 1 else 0
     if not middle:
         work(0, rows)
