@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
+import pytest
 
 from behold.api.server.service import Service
 from behold.api.server.serving import Server, bind
 from behold.api.server.settings import ServerSettings
 from behold.api.vlm import VLM
+from behold.engine.request import Request
 
 WAIT_S = 60.0
 
@@ -44,6 +46,29 @@ def running(vlm: VLM, **settings: Any) -> Iterator[tuple[httpx.Client, Service]]
             server.should_exit = True
             thread.join(WAIT_S)
             assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def standing(vlm: VLM) -> Iterator[threading.Event]:
+    """The model, whose answers stand still from their tenth token on: until one is cancelled, or the event is set."""
+    engine, go_on = vlm.engine, threading.Event()
+    step, cancel, begun = engine.step, engine.cancel, engine.stats().new_tokens
+
+    def wait_and_step() -> bool:
+        assert engine.stats().new_tokens < begun + 10 or go_on.wait(WAIT_S)
+        return step()
+
+    def cancel_and_go_on(request: Request) -> None:
+        cancel(request)
+        go_on.set()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "step", wait_and_step)
+        patch.setattr(engine, "cancel", cancel_and_go_on)
+        try:
+            yield go_on
+        finally:
+            go_on.set()
 
 
 def chat(text: str = "Hello", **fields: Any) -> dict[str, Any]:

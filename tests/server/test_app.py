@@ -18,7 +18,7 @@ from behold.api.server.settings import ServerSettings
 from behold.api.vlm import VLM
 from behold.errors import BusyError, CapacityError, ChatError, MediaError, MissingDependencyError, OptionError
 from behold.types import ImageInput, Message, Prompt, TextPart
-from tests.server.running import LONG, chat, running, wait_for
+from tests.server.running import LONG, chat, running, standing, wait_for
 
 # one white pixel, as a PNG
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4//8/AAX+Av4N70a4AAAAAElFTkSuQmCC"
@@ -256,10 +256,11 @@ def test_pictures_are_let_go_with_their_answer(vlm: VLM) -> None:
         wait_for(lambda: service.health == "ok")
         parts = [{"type": "image_url", "image_url": "data:;base64," + PIXEL}, {"type": "text", "text": "?"}]
         asked = {"messages": [{"role": "user", "content": parts}], **LONG}
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor() as pool, standing(vlm) as go_on:
             answer = pool.submit(client.post, "/v1/chat/completions", json=asked)
             wait_for(lambda: service.held_picture_bytes > 0 or answer.done())
             assert not answer.done()
+            go_on.set()
             assert answer.result().status_code == 200
         wait_for(lambda: not service.held_picture_bytes, seconds=5)
 

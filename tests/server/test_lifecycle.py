@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from behold.api.vlm import VLM
-from tests.server.running import LONG, WAIT_S, chat, running, wait_for
+from tests.server.running import LONG, WAIT_S, chat, running, standing, wait_for
 
 # --- clients that go away --------------------------------------------------------------------------------------------
 
@@ -26,10 +26,11 @@ def test_a_dropped_stream_stops_and_its_memory_is_free(vlm: VLM) -> None:
     with running(vlm) as (client, service):
         wait_for(lambda: service.health == "ok")
         before = vlm.engine.stats().new_tokens
-        with client.stream("POST", "/v1/chat/completions", json=chat(**LONG)) as response:
-            next(response.iter_lines())
-            assert vlm.engine.stats().running == 1
-        wait_for(lambda: not vlm.engine.stats().running, seconds=5)
+        with standing(vlm):
+            with client.stream("POST", "/v1/chat/completions", json=chat(**LONG)) as response:
+                next(response.iter_lines())
+                assert vlm.engine.stats().running == 1
+            wait_for(lambda: not vlm.engine.stats().running)
         written = vlm.engine.stats().new_tokens
         wait_for(lambda: not service.in_flight, seconds=5)
         assert vlm.engine.stats().new_tokens == written < before + LONG["max_tokens"]
@@ -100,7 +101,8 @@ def test_extreme_requests_disturb_no_other(vlm: VLM) -> None:
 
 def test_the_server_that_ends_cuts_off_what_runs(vlm: VLM) -> None:
     with running(vlm) as (client, service):
-        with client.stream("POST", "/v1/chat/completions", json=chat(**LONG)) as response:
+        asked = chat(**LONG)
+        with standing(vlm), client.stream("POST", "/v1/chat/completions", json=asked) as response:
             lines = response.iter_lines()
             next(lines)
             service.abort()
