@@ -48,7 +48,10 @@ GROUPS = 64  # in a block; each is represented by its largest entry
 RANK = 24  # so many of a block's groups may hold outliers
 LOUD = 1.25  # an outlier is this much above the largest entry of the group at RANK, twice as much for 8-bit inputs
 WIDEST = 32000  # integers are at most this large, plus rounding
-MAX_OUTLIERS = 512  # in a row, and at most 32 + K / 16
+HUGE = 8.0  # a row has huge entries where the largest is this much above the group at RANK. At 7 bits,
+LEAST = 0.8  # of the latter is then what an outlier is above, or as much more as rounding may cost:
+SHARE, LENGTH = 1.4, 8192  # (SHARE - K / LENGTH) times the row's root mean square. Weights of long rows cost more
+MAX_OUTLIERS = 1024  # in a row, and at most 32 + K / 12
 MAX_EXCESS = 1 << 21  # the sum of what the outliers have beyond the window
 MAX_SUM = ((1 << 31) - 1) // (8 * MULTIPLIER)  # of a row's integers, for int4: its products are to fit 32 bits
 
@@ -122,9 +125,10 @@ def input_steps(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     finite. Windows have 2 ** bits integers; bits is a layer's INPUT_BITS.
 
     K is cut into blocks of the same size, a block into 64 interleaved groups. A row's threshold is LOUD times the
-    25th largest of the 64 groups' maxima (at 8 bits twice that), of the block where it is largest; the window spans the
-    row's smallest to its largest entry, and zero, but no further than the threshold on either side. It spans them all
-    where there would be too many outliers.
+    25th largest of the 64 groups' maxima (at 8 bits twice that), of the block where it is largest; for rows with huge
+    entries, `_threshold_beside` says. The window spans the row's smallest to its largest entry, and zero, but no
+    further than the threshold on either side. Where there would be too many outliers, huge entries change nothing; it
+    spans them all where there still are.
     """
     rows, k = x.shape
     blocks = -(-k // BLOCK)
@@ -132,14 +136,43 @@ def input_steps(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     magnitudes = torch.nn.functional.pad(x.abs(), (0, blocks * size - k)).view(rows, blocks, -1, GROUPS)
     typical = magnitudes.amax(2).sort(dim=2, descending=True).values[:, :, RANK].amax(1)
     low, high = x.amin(1).clamp_max(0), x.amax(1).clamp_min(0)
+    largest = torch.maximum(-low, high)
     end = (1 << bits) - 1
-    step, zero = _window(low, high, typical * (LOUD * (end + 1) / 128), end)
-    excess = _excess(x, step, zero, end).abs()
-    too_many = ((excess > 0).sum(1) > min(MAX_OUTLIERS, 32 + k // 16)) | (excess.sum(1) > _most_excess(k, bits))
-    full_step, full_zero = _window(low, high, torch.full_like(low, torch.finfo(torch.float32).max), end)
+    threshold = typical * (LOUD * (end + 1) / 128)
+    step, zero = _window(low, high, torch.full_like(low, torch.finfo(torch.float32).max), end)
+    _narrow(x, threshold, (step, zero), end)
     finite = torch.isfinite(low) & torch.isfinite(high)
-    step = torch.where(finite, torch.where(too_many, full_step, step), torch.nan)
-    return step, torch.where(finite, torch.where(too_many, full_zero, zero), 0)
+    loud = (finite & (largest > HUGE * typical) & (largest > TINY)).nonzero()[:, 0]
+    if bits == 7 and len(loud):
+        some, known = x[loud], (step[loud], zero[loud])
+        _narrow(some, _threshold_beside(some, largest[loud], typical[loud], threshold[loud]), known, end)
+        step[loud], zero[loud] = known
+    return torch.where(finite, step, torch.nan), torch.where(finite, zero, 0)
+
+
+def _threshold_beside(x: Tensor, largest: Tensor, typical: Tensor, threshold: Tensor) -> Tensor:
+    """What takes the place of the threshold in rows with huge entries.
+
+    What the rest is rounded by shows against the whole row, so a row that is loud enough as a whole keeps the
+    threshold. Others get so narrow a window that weights and inputs together cost 1 %, if LEAST lets them. Squares are
+    of integers of 16 bits, so that every order of adding gives the same.
+    """
+    exponent = torch.frexp(largest).exponent
+    up = (127 + 15 - exponent << 23).view(torch.float32)  # a power of two, exactly: largest · up is in [2^14, 2^15)
+    k = x.shape[1]
+    mean = torch.round(x * up[:, None]).double().square().sum(1) / k
+    wanted = ((SHARE - k / LENGTH) * mean.sqrt() / up.double()).float()
+    return torch.minimum(torch.maximum(wanted, typical * LEAST), threshold)
+
+
+def _narrow(x: Tensor, threshold: Tensor, window: tuple[Tensor, Tensor], end: int) -> None:
+    """Changes windows (steps, zero points) to those of a threshold, where that leaves no more outliers than allowed."""
+    k, bits = x.shape[1], end.bit_length()
+    step, zero = _window(x.amin(1).clamp_max(0), x.amax(1).clamp_min(0), threshold, end)
+    excess = _excess(x, step, zero, end).abs()
+    fits = ((excess > 0).sum(1) <= min(MAX_OUTLIERS, 32 + k // 12)) & (excess.sum(1) <= _most_excess(k, bits))
+    for old, new in zip(window, (step, zero), strict=True):
+        old.copy_(torch.where(fits, new, old))
 
 
 def _most_excess(k: int, bits: int) -> int:

@@ -16,7 +16,9 @@ namespace {
 constexpr int64_t BLOCK = 1024, GROUPS = 64;
 constexpr int RANK = 24;
 constexpr float LOUD = 1.25f, WIDEST = 32000.0f, TINY = 1e-30f;
-constexpr int64_t MAX_OUTLIERS = 512, MAX_EXCESS = int64_t{1} << 21;
+constexpr float HUGE_ABOVE = 8.0f, LEAST = 0.8f;
+constexpr double SHARE = 1.4, LENGTH = 8192.0;
+constexpr int64_t MAX_OUTLIERS = 1024, MAX_EXCESS = int64_t{1} << 21;
 constexpr int64_t MAX_SUM = 2147483647 / (8 * 63);
 constexpr int32_t INFINITE = 0x7f800000; // bits; those of a NaN are larger
 
@@ -38,7 +40,7 @@ struct Shape {
         const int64_t blocks = (k + BLOCK - 1) / BLOCK;
         block = (k + blocks * GROUPS - 1) / (blocks * GROUPS) * GROUPS;
         stride = (k + 31) / 32 * 32 + 64; // rows do not all begin at the same place of a cache's sets
-        most = 32 + k / 16 < MAX_OUTLIERS ? 32 + k / 16 : MAX_OUTLIERS;
+        most = 32 + k / 12 < MAX_OUTLIERS ? 32 + k / 12 : MAX_OUTLIERS;
     }
 };
 
@@ -103,6 +105,38 @@ Statistics look(const float *x, const Shape &shape) {
         found.high = high[i] > found.high ? high[i] : found.high;
     }
     return found;
+}
+
+// The sum of the squares of integers round(x · up), which have 16 bits; k is at most 2^16.
+int64_t squares(const float *x, int64_t k, float up) {
+    i8 high = {}, low = {};
+    for (int64_t at = 0; at < k; at += 8) {
+        float padded[8] = {};
+        const int64_t count = k - at < 8 ? k - at : 8;
+        if (count < 8) std::memcpy(padded, x + at, count * sizeof *x);
+        const i8 integers = nearest8(load8(count < 8 ? padded : x + at) * splat8(up));
+        const i8 square = integers * integers;
+        high += square >> 16;
+        low += square & 0xffff;
+    }
+    int64_t sum = 0;
+    for (int i = 0; i < 8; i++) sum += int64_t{high[i]} * 65536 + low[i];
+    return sum;
+}
+
+// What takes the place of the threshold in a row with huge entries.
+float threshold_beside(const float *x, const Statistics &row, float threshold, const Shape &shape) {
+    const float largest = -row.low > row.high ? -row.low : row.high;
+    if (shape.largest != 127 || !(largest > HUGE_ABOVE * row.typical) || !(largest > TINY)) return threshold;
+    int exponent;
+    std::frexp(largest, &exponent);
+    const float up = std::ldexp(1.0f, 15 - exponent);
+    const double mean = static_cast<double>(squares(x, shape.k, up)) / static_cast<double>(shape.k);
+    const double share = SHARE - static_cast<double>(shape.k) / LENGTH;
+    const float wanted = static_cast<float>(share * std::sqrt(mean) / static_cast<double>(up));
+    const float least = row.typical * LEAST;
+    const float narrow = wanted > least ? wanted : least;
+    return narrow < threshold ? narrow : threshold;
 }
 
 struct Scale {
@@ -187,12 +221,15 @@ void round_row(const float *x, const Shape &shape, uint8_t *out, Outlier *outlie
         row = {out, outliers, 0, 0, NAN};
         return;
     }
-    Scale scale(found, found.typical * shape.loud, shape);
+    const float usual = found.typical * shape.loud, first = threshold_beside(x, found, usual, shape);
+    Scale scale(found, first, shape);
     Writer writer{shape, outliers};
-    if (!writer.write(x, scale, out)) {
-        scale = Scale(found, INFINITY, shape);
+    bool fits = writer.write(x, scale, out);
+    for (const float threshold : {usual, INFINITY}) {
+        if (fits || threshold == first) continue;
+        scale = Scale(found, threshold, shape);
         writer.count = writer.excess = 0;
-        writer.write(x, scale, out);
+        fits = writer.write(x, scale, out);
     }
     row = {out, outliers, static_cast<int32_t>(writer.count), scale.zero - shape.flipped, scale.step};
 }
