@@ -20,8 +20,9 @@ from behold.quant.rounding import input_steps
 LAYERS: list[type[QuantizedLinear]] = [Int8Linear, Int4Linear]
 relaxed = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
-# rows with every kind of trouble: outliers, nothing but one value, huge, tiny, and too many outliers for a list
-KINDS = ("plain", "loud", "zero", "constant", "huge", "tiny", "spikes", "positive", "crowd")
+# rows with every kind of trouble: outliers, one large entry beside others and among too many that a window for it would
+# leave outside, nothing but one value, huge, tiny, and too many outliers for a list
+KINDS = ("plain", "loud", "beside", "among", "zero", "constant", "huge", "tiny", "spikes", "positive", "crowd")
 
 
 def rows_of(kinds: list[str], k: int) -> Tensor:
@@ -32,6 +33,10 @@ def rows_of(kinds: list[str], k: int) -> Tensor:
         match kind:
             case "loud":
                 row[torch.randperm(k)[:6]] *= 50
+            case "beside":
+                row[-1] = 40
+            case "among":
+                row.uniform_(-1, 1)[-1] = 12
             case "zero":
                 row.zero_()
             case "constant":
