@@ -150,6 +150,8 @@ def test_refused_when_loaded(options: dict[str, Any], message: str) -> None:
         (lambda: QuantoConfig(weights="int7"), "weights='int7'"),
         (lambda: QuantoConfig(weights="int8", activations="int8"), "activations='int8'"),
         (lambda: QuantoConfig(modules_to_not_convert=["lm_head"]), "modules_to_not_convert"),
+        (lambda: QuantoConfig(modules_to_not_convert="lm_head"), "'lm_head'"),
+        (lambda: BitsAndBytesConfig(load_in_8bit="false"), "'false' is neither"),  # type: ignore[arg-type]
         (lambda: BitsAndBytesConfig(load_in_8bit=True, load_in_4bit=True), "choose one"),
         (lambda: BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="int4"), "bnb_4bit_quant_type"),
         (lambda: BitsAndBytesConfig(load_in_8bit=True, llm_int8_enable_fp32_cpu_offload=True), "offload"),

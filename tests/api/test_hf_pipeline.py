@@ -269,6 +269,7 @@ def test_pictures_and_places_must_match() -> None:
         ({"device": "cpu", "device_map": "auto"}, "device and device_map"),
         ({"dtype": "float32", "model_kwargs": {"dtype": "float32"}}, "dtype is given twice"),
         ({"model_kwargs": {"max_memory": {0: "1GB"}}}, "max_memory"),
+        ({"load_in_8bit": True}, "give model_kwargs="),
     ],
     ids=str,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -276,8 +277,9 @@ def test_loading_says_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(CheckpointNotFoundError, match="behold-tests/none"):
         behold.load("behold-tests/none", offline=True)
     folder = toys.checkpoint("llava-clip-llama")
-    with pytest.raises(OptionError, match="int9"):
-        behold.load(folder, quantize="int9")
+    for wrong in ("int9", ["int8"]):
+        with pytest.raises(OptionError, match=re.escape(f"quantize={wrong!r}")):
+            behold.load(folder, quantize=wrong)  # type: ignore[arg-type]
     with pytest.raises(BeholdError, match="warp"):
         behold.load(folder, device="warp")
     with pytest.raises(OptionError, match="telepathy"):
@@ -287,3 +289,5 @@ def test_loading_says_what_is_wrong(tmp_path: Path) -> None:
 def test_repr_says_what_it_is() -> None:
     folder = toys.checkpoint("llava-clip-llama")
     assert repr(behold.load(folder)) == f"<behold.VLM {str(folder)!r} (llava, float32, cpu)>"
+    small = behold.load(folder, quantize="int4", cache_limit=0)
+    assert repr(small).endswith("(llava, float32, int4 and int8 weights, cpu)>")

@@ -99,7 +99,9 @@ class VLM:
 
     def __repr__(self) -> str:
         dtype = str(self.model.dtype).removeprefix("torch.")
-        return f"<behold.VLM {self.name!r} ({self.model.config.model_type}, {dtype}, {self.model.device})>"
+        schemes = sorted({layer.scheme for layer in self.model.quantized_layers})
+        weights = f", {' and '.join(schemes)} weights" if schemes else ""
+        return f"<behold.VLM {self.name!r} ({self.model.config.model_type}, {dtype}{weights}, {self.model.device})>"
 
     @overload
     def ask(self, images: Images, question: str, *, schema: type[M], **sampling: Unpack[SamplingOptions]) -> M: ...

@@ -70,7 +70,7 @@ def find_scheme(name: str) -> Scheme:
     Raises:
         OptionError: there is none; the message lists those that are supported.
     """
-    scheme = SCHEMES.get(name)
+    scheme = SCHEMES.get(name) if isinstance(name, str) else None  # a list, say, is no key
     if scheme is None:
         raise OptionError(f"quantize={name!r} is not supported. Supported: {', '.join(SCHEMES)}, or {FULL}.")
     return scheme

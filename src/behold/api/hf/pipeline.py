@@ -61,6 +61,9 @@ def pipeline(
     for name in ("config", "tokenizer", "feature_extractor", "image_processor", "pipeline_class", "framework"):
         if options.pop(name, None) is not None:
             raise OptionError(f"{name} is not supported; give processor= and model=, which bring theirs.")
+    for name in ("quantization_config", "load_in_8bit", "load_in_4bit", "attn_implementation", "cache_dir"):
+        if name in options:
+            raise OptionError(f"{name} is an option of the model; give model_kwargs={{{name!r}: …}}.")
     options.pop("use_fast", None)
     if device is not None and device_map is not None:
         raise OptionError("device and device_map are both given; give one.")

@@ -62,6 +62,9 @@ class BitsAndBytesConfig:
     bnb_4bit_quant_storage: Any = None
 
     def __post_init__(self) -> None:
+        for name in ("load_in_8bit", "load_in_4bit"):
+            if not isinstance(getattr(self, name), bool):
+                raise OptionError(f"{name}={getattr(self, name)!r} is neither True nor False.")
         if self.load_in_8bit and self.load_in_4bit:
             raise OptionError("load_in_8bit and load_in_4bit are both True; choose one.")
         if self.bnb_4bit_quant_type not in ("fp4", "nf4"):
@@ -122,4 +125,4 @@ def _known(scheme: str, given: str) -> str:
 
 def _refuse_exceptions(name: str, modules: Sequence[str] | None) -> None:
     if modules:
-        raise OptionError(f"{name}={list(modules)!r} is not supported: the layers are fixed; leave it out.")
+        raise OptionError(f"{name}={modules!r} is not supported: the layers are fixed; leave it out.")
