@@ -44,24 +44,45 @@ struct Shape {
     }
 };
 
-// The smallest of 64 that no more than RANK are larger than.
-int32_t ranked(const int32_t *values) {
-    i8 least = INT32_MAX - i8{};
-    for (int64_t i = 0; i < GROUPS; i += 32) {
-        i8 own[4], larger[4] = {};
-        std::memcpy(own, values + i, sizeof own);
-        for (int64_t j = 0; j < GROUPS; j++) {
-            const i8 other = values[j] - i8{};
-            for (int a = 0; a < 4; a++) larger[a] -= other > own[a];
-        }
-        for (int a = 0; a < 4; a++) {
-            const i8 able = larger[a] <= RANK && own[a] < least;
-            least = able ? own[a] : least;
-        }
+constexpr int VECTORS = GROUPS / 8;
+
+// The vector whose lane i is lane i ^ X.
+template <int X> i8 crossed(i8 v) {
+    return i8{v[0 ^ X], v[1 ^ X], v[2 ^ X], v[3 ^ X], v[4 ^ X], v[5 ^ X], v[6 ^ X], v[7 ^ X]};
+}
+
+i8 larger(i8 a, i8 b) { return a > b ? a : b; }
+
+i8 smaller(i8 a, i8 b) { return a < b ? a : b; }
+
+// Puts values i and i ^ X of 64 in order, the larger first, where value i is in vector i % 8 and lane i / 8.
+template <int X> void put_in_order(i8 (&values)[VECTORS]) {
+    const i8 lane = {0, 1, 2, 3, 4, 5, 6, 7}, first = lane < (lane ^ (X >> 3));
+    i8 others[VECTORS];
+    for (int v = 0; v < VECTORS; v++) others[v] = crossed<(X >> 3)>(values[v ^ (X & 7)]);
+    for (int v = 0; v < VECTORS; v++) {
+        const i8 more = larger(values[v], others[v]), less = smaller(values[v], others[v]);
+        values[v] = X < VECTORS ? v < (v ^ X) ? more : less : first ? more : less;
     }
-    int32_t found = least[0];
-    for (int b = 1; b < 8; b++) found = least[b] < found ? least[b] : found;
-    return found;
+}
+
+// The smallest of 64 that no more than RANK are larger than: two halves are sorted, by bitonic merges, and what the last
+// merge would do is done for its place alone.
+int32_t ranked(i8 (&values)[VECTORS]) {
+    static_assert(RANK == 24, "the lowest 8 of the upper 32");
+    put_in_order<1>(values);
+    put_in_order<3>(values), put_in_order<1>(values);
+    put_in_order<7>(values), put_in_order<2>(values), put_in_order<1>(values);
+    put_in_order<15>(values), put_in_order<4>(values), put_in_order<2>(values), put_in_order<1>(values);
+    put_in_order<31>(values), put_in_order<8>(values), put_in_order<4>(values), put_in_order<2>(values);
+    put_in_order<1>(values);
+    i8 upper[VECTORS], found = {};
+    for (int v = 0; v < VECTORS; v++) upper[v] = larger(values[v], crossed<7>(values[VECTORS - 1 - v]));
+    for (int v = 0; v < VECTORS; v++) {
+        const i8 lower = smaller(upper[v], crossed<2>(upper[v]));
+        found = larger(found, smaller(lower, crossed<1>(lower)));
+    }
+    return found[0];
 }
 
 struct Statistics {
@@ -71,10 +92,11 @@ struct Statistics {
 
 Statistics look(const float *x, const Shape &shape) {
     v8 low = splat8(0), high = splat8(0);
-    int32_t typical = 0, largest = 0;
+    int32_t typical = 0;
+    i8 largest = {};
     for (int64_t start = 0; start < shape.k; start += shape.block) {
         const int64_t stop = start + shape.block < shape.k ? start + shape.block : shape.k;
-        i8 groups[GROUPS / 8] = {};
+        i8 groups[VECTORS] = {};
         for (int64_t at = start; at < stop; at += GROUPS) {
             alignas(32) float padded[GROUPS];
             const float *from = x + at;
@@ -83,7 +105,7 @@ Statistics look(const float *x, const Shape &shape) {
                 std::memcpy(padded, from, (stop - at) * sizeof(float));
                 from = padded;
             }
-            for (int g = 0; g < GROUPS / 8; g++) {
+            for (int g = 0; g < VECTORS; g++) {
                 const v8 value = load8(from + 8 * g);
                 const i8 magnitude = (i8)value & 0x7fffffff;
                 groups[g] = magnitude > groups[g] ? magnitude : groups[g];
@@ -91,16 +113,14 @@ Statistics look(const float *x, const Shape &shape) {
                 high = value > high ? value : high;
             }
         }
-        alignas(32) int32_t values[GROUPS];
-        std::memcpy(values, groups, sizeof values);
-        for (int64_t i = 0; i < GROUPS; i++) largest = values[i] > largest ? values[i] : largest;
-        const int32_t middle = ranked(values);
+        for (const i8 &values : groups) largest = larger(values, largest);
+        const int32_t middle = ranked(groups);
         typical = middle > typical ? middle : typical;
     }
     Statistics found;
-    found.finite = largest < INFINITE;
     std::memcpy(&found.typical, &typical, sizeof typical);
     for (int i = 0; i < 8; i++) {
+        found.finite = found.finite && largest[i] < INFINITE;
         found.low = low[i] < found.low ? low[i] : found.low;
         found.high = high[i] > found.high ? high[i] : found.high;
     }
