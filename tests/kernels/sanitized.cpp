@@ -9,8 +9,8 @@
 #include "linear_q.h"
 #include "sanitized.h"
 
-extern "C" void bh_linear_q(const float *, const Layer *, int64_t, After, const float *, double, const float *, float *,
-                            int64_t, int64_t, int);
+extern "C" void bh_linear_q(const float *, const Layer *, int64_t, After, const float *, const float *, double,
+                            const float *, float *, int64_t, int64_t, int);
 extern "C" void bh_wide_q8(const int8_t *, int64_t, int64_t, int32_t *, const int32_t *, Wide *, int);
 extern "C" void bh_best_q8(const float *, const Layer *, float *, const float *, int64_t *, int64_t, int64_t, int);
 extern "C" void bh_round_q4(const float *, uint8_t *, int8_t *, float *, int64_t, int64_t, int);
@@ -76,7 +76,7 @@ bool chooses(const Layer &layer, int64_t rows, int64_t k) {
     const std::vector<float> x = inputs(rows, k), errors(layer.n, 1e6f);
     std::vector<float> y(rows * layer.n), rough;
     std::vector<int64_t> best(rows);
-    bh_linear_q(x.data(), &layer, 1, STORE, nullptr, 0, nullptr, y.data(), rows, k, 1);
+    bh_linear_q(x.data(), &layer, 1, STORE, nullptr, nullptr, 0, nullptr, y.data(), rows, k, 1);
     rough = y;
     for (float &value : rough) value *= 1 + 0.01f * static_cast<float>(random(-1, 1));
     bh_best_q8(x.data(), &layer, rough.data(), errors.data(), best.data(), rows, k, 1);
@@ -111,6 +111,7 @@ int main() {
         });
         const std::vector<float> norm((k + 7) / 8 * 8, 1.0f), residual(rows * n, 1.0f);
         const float *b = random(0, 1) ? bias.data() : nullptr, *weight = k % 8 || random(0, 1) ? nullptr : norm.data();
+        const float *more = random(0, 1) ? norm.data() : nullptr;
         std::vector<int32_t> counts(panels), from(panels + 1);
         bh_wide_q8(w8.data(), panels, k, counts.data(), nullptr, nullptr, 1);
         for (int64_t p = 0; p < panels; p++) from[p + 1] = from[p] + counts[p];
@@ -121,7 +122,7 @@ int main() {
         const Layer both[] = {eight, four}, gated[] = {four, eight};
         const auto run = [&](const Layer *layers, int64_t count, After after, int64_t width) {
             return same(rows, k, width, [&](const float *x, float *y, int64_t m) {
-                bh_linear_q(x, layers, count, after, weight, 1e-6, residual.data(), y, m, k, 1);
+                bh_linear_q(x, layers, count, after, weight, more, 1e-6, residual.data(), y, m, k, 1);
             });
         };
         if (!run(&eight, 1, ADD, n) || !run(&four, 1, GELU, n) || !run(both, 2, STORE, 2 * n) ||

@@ -13,7 +13,7 @@ from behold.kernels import native
 from behold.kernels.linear_q import After
 from behold.kernels.pointwise_f32 import rms_norm
 from behold.nn.mlp import MLP, GatedMLP
-from behold.nn.norms import RMSNorm
+from behold.nn.norms import LayerNorm, RMSNorm
 from behold.quant.joined import Joined
 from behold.quant.linear import Int4Linear, Int8Linear, QuantizedLinear
 
@@ -23,6 +23,13 @@ ROWS = [1, 2, 5, 17, 200]
 
 def made(kind: type[QuantizedLinear], k: int, n: int, bias: bool = True) -> QuantizedLinear:
     return kind.of(nn.Linear(k, n, bias=bias).requires_grad_(False))
+
+
+def layer_norm(width: int) -> LayerNorm:
+    norm = LayerNorm(width)
+    nn.init.uniform_(norm.weight)
+    nn.init.uniform_(norm.bias)
+    return norm
 
 
 @pytest.fixture(autouse=True)
@@ -64,14 +71,33 @@ def test_a_gated_block(rows: int, gate: type[QuantizedLinear], up: type[Quantize
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("kind", [Int8Linear, Int4Linear])
 def test_a_block_with_gelu(rows: int, kind: type[QuantizedLinear]) -> None:
-    block, x = MLP(64, 75, "gelu_pytorch_tanh"), torch.randn(rows, 64) * 3
+    block, x, norm = MLP(64, 75, "gelu_pytorch_tanh"), torch.randn(rows, 64) * 3 + 1, layer_norm(64)
     block.fc1, block.fc2 = made(kind, 64, 75), made(kind, 75, 64)  # type: ignore[assignment]
     with torch.inference_mode():
         joined = Joined().kernel(x, block.fc1)
         assert joined is not None
         inner = joined(x, After.GELU)
         torch.testing.assert_close(inner, F.gelu(block.fc1(x), approximate="tanh"), rtol=1e-5, atol=2e-6)
-        assert torch.equal(block(x, x), x + block.fc2(inner))
+        wanted = x + block.fc2(joined(x, After.GELU, norm=norm.weight, norm_bias=norm.bias, eps=norm.eps))
+        found = torch.full_like(x, torch.nan)
+        block(x, norm, x, found)
+        assert torch.equal(found, wanted)
+        apart = torch.full((rows, 70), torch.nan)[:, 3:67]
+        block(x, norm, x, apart)
+        assert torch.equal(apart, wanted), "where it goes changes nothing"
+
+
+@pytest.mark.parametrize("width", [8, 24, 64, 1152])
+def test_rows_less_their_mean(width: int) -> None:
+    layer, norm, x = made(Int8Linear, width, 64), layer_norm(width), torch.randn(300, width) * 3 + 5
+    with torch.inference_mode():
+        kernel = Joined().kernel(x, layer)
+        assert kernel is not None
+        found = kernel(x, norm=norm.weight, norm_bias=norm.bias, eps=norm.eps)
+        wanted = layer(F.layer_norm(x.double(), (width,), norm.weight.double(), norm.bias.double(), norm.eps).float())
+        off = (found - wanted).abs().amax(dim=1) / wanted.abs().amax(dim=1)
+    assert (off < 1e-5).float().mean() > 0.9, "here and there an entry is rounded the other way"
+    assert off.max() < 0.05
 
 
 def test_what_is_not_finite_is_not_hidden() -> None:

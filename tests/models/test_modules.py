@@ -130,6 +130,12 @@ def test_layers_above_the_last_one_asked_for_are_not_computed(tower: VisionTrans
     assert drained(tower.steps(pixels, (3,)))[0].isnan().any()
 
 
+def test_the_tower_is_differentiable(tower: VisionTransformer) -> None:
+    pixels = torch.randn(2, 3, 28, 28, requires_grad=True)
+    drained(tower.steps(pixels, (3,)))[0].sum().backward()
+    assert pixels.grad is not None and bool((pixels.grad.abs().sum((1, 2, 3)) > 0).all())
+
+
 def test_hidden_states_come_in_the_order_asked_for(tower: VisionTransformer) -> None:
     pixels = torch.randn(1, 3, 28, 28)
     zero, two = drained(tower.steps(pixels, (0, 2)))

@@ -81,20 +81,24 @@ class Kernel:
         after: After = After.STORE,
         *,
         norm: Tensor | None = None,
+        norm_bias: Tensor | None = None,
         eps: float = 0.0,
         residual: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """(…, K) to (…, N), the layers' outputs side by side; all float32 and contiguous.
 
-        after: TIMES_SILU makes one output of two layers. norm: (K,) the weight of a root mean square norm of x before.
-        residual: (…, N), for ADD.
+        after: TIMES_SILU makes one output of two layers. norm: (K,) the weight of a norm of x before: by its root mean
+        square or, with a bias (K,), by mean and variance. residual: (…, N), for ADD. out: (…, N), what is written to.
         """
         assert x.shape[-1] == self._inputs, (x.shape, self._inputs)
         rows = x.numel() // self._inputs
         if rows > FEW and self._wide is None:
             self._look_for_wide()
         width = self._width >> 1 if after is After.TIMES_SILU else self._width
-        out = x.new_empty((*x.shape[:-1], width))
+        if out is None:
+            out = x.new_empty((*x.shape[:-1], width))
+        assert out.shape == (*x.shape[:-1], width) and out.is_contiguous(), (out.shape, x.shape, width)
         assert residual is None or residual.shape == out.shape
         native.call(
             "bh_linear_q",
@@ -103,13 +107,14 @@ class Kernel:
             self._count,
             after,
             None if norm is None else norm.data_ptr(),
+            None if norm_bias is None else norm_bias.data_ptr(),
             eps,
             None if residual is None else residual.data_ptr(),
             out.data_ptr(),
             rows,
             self._inputs,
             torch.get_num_threads() if x.numel() * self._width >= FORK_PRODUCTS else 1,
-            kept=(self, x, norm, residual, out),
+            kept=(self, x, norm, norm_bias, residual, out),
         )
         return out
 

@@ -26,7 +26,7 @@ _HERE = Path(__file__).parent
 _AVX2 = {"avx2", "fma", "f16c"}
 _SIGNATURES: dict[str, str] = {  # p: address, i: 64-bit integer, d: double, t: number of threads
     "bh_linear_f32": "pppppiiit",
-    "bh_linear_q": "ppiipdppiit",
+    "bh_linear_q": "ppiippdppiit",
     "bh_wide_q8": "piipppt",
     "bh_table_q8": "pipppit",
     "bh_best_q8": "pppppiit",

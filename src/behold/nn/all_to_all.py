@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from behold.kernels import attention, attention_q8
+from behold.nn.norms import LayerNorm
 from behold.quant.joined import Joined
 
 
@@ -17,15 +18,17 @@ class AllToAll:
     def __init__(self, heads: int) -> None:
         self._heads, self._joined = heads, Joined()
 
-    def rows_of(self, x: Tensor, *layers: nn.Module) -> Callable[[slice], Tensor]:
-        """What computes rows [start, stop) of every picture of x (B, n, D), as (B, stop - start, D).
+    def rows_of(self, x: Tensor, norm: LayerNorm, *layers: nn.Module) -> Callable[[slice], Tensor]:
+        """What computes rows [start, stop) of every picture of norm(x) (B, n, D), as (B, stop - start, D).
 
         layers: those of queries, keys and values, D to D.
         """
         kernel = self._joined.kernel(x, *layers)
-        if kernel is not None and attention_q8.suits(x.shape[2], self._heads):
-            rounded = attention_q8.Rounded(kernel(x), self._heads)
+        if kernel is not None and norm.can_join(x) and attention_q8.suits(x.shape[2], self._heads):
+            joined = kernel(x, norm=norm.weight, norm_bias=norm.bias, eps=norm.eps)
+            rounded = attention_q8.Rounded(joined, self._heads)
             return lambda rows: rounded.attend(rows.start, rows.stop)
+        x = norm(x)
         q, k, v = (layer(x) for layer in layers)
         return lambda rows: attend_all(q, k, v, rows, heads=self._heads)
 

@@ -16,9 +16,10 @@ class Linear(nn.Linear):
         if not self.weight.is_meta:
             super().reset_parameters()
 
-    def forward(self, input: Tensor, plus: Tensor | None = None) -> Tensor:
-        """(…, K) to (…, N); `plus`, of that shape, is added."""
-        return product(input, self.weight, self.bias, plus)
+    def forward(self, input: Tensor, plus: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """(…, K) to (…, N), written to `out` where that is given; `plus` is added. Both are of the result's shape."""
+        y = product(input, self.weight, self.bias, plus)
+        return y if out is None else out.copy_(y)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None, plus: Tensor | None = None) -> Tensor:

@@ -13,7 +13,7 @@ from behold.errors import UnsupportedModelError
 from behold.kernels import pointwise_f32
 from behold.kernels.linear_q import After
 from behold.nn.linear import Linear
-from behold.nn.norms import RMSNorm
+from behold.nn.norms import LayerNorm, RMSNorm
 from behold.quant.joined import Joined
 
 Activation = Callable[[Tensor], Tensor]
@@ -101,9 +101,11 @@ class MLP(nn.Module):
         self.act = activation(act)
         self._joined = Joined()
 
-    def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
-        """(…, width) to (…, width); `plus` is added."""
+    def forward(self, x: Tensor, norm: LayerNorm, plus: Tensor, out: Tensor) -> None:
+        """out = fc2(act(fc1(norm(x)))) + plus, all (…, width)."""
         kernel = self._joined.kernel(x, self.fc1) if self.act is _tanh_gelu else None
-        inner = self.act(self.fc1(x)) if kernel is None else kernel(x, After.GELU)
-        y: Tensor = self.fc2(inner, plus)
-        return y
+        if kernel is not None and norm.can_join(x):
+            inner = kernel(x, After.GELU, norm=norm.weight, norm_bias=norm.bias, eps=norm.eps)
+        else:
+            inner = self.act(self.fc1(norm(x)))
+        self.fc2(inner, plus, out)

@@ -1,4 +1,4 @@
-"""Root mean square normalisation (Zhang and Sennrich 2019, arxiv.org/abs/1910.07467)."""
+"""Normalisation of rows: by their root mean square, and by mean and variance."""
 
 from __future__ import annotations
 
@@ -6,11 +6,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from behold.kernels import pointwise_f32
+from behold.kernels import native, pointwise_f32
+
+
+class LayerNorm(nn.LayerNorm):
+    """(x - mean(x)) / sqrt(variance(x) + eps) · weight + bias over the last dimension, arxiv.org/abs/1607.06450."""
+
+    def can_join(self, x: Tensor) -> bool:
+        """Whether a kernel that takes x (…, D) can do this on its way."""
+        return pointwise_f32.suits_norm(x, self.weight) and native.ready(self.bias)
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x²) + eps) · weight over the last dimension, computed in float32."""
+    """x / sqrt(mean(x²) + eps) · weight over the last dimension, computed in float32.
+
+    Source: Zhang and Sennrich 2019, arxiv.org/abs/1910.07467.
+    """
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()

@@ -87,20 +87,23 @@ class QuantizedLinear(nn.Module, ABC):
         """What its state takes."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.state().values())
 
-    def forward(self, x: Tensor, plus: Tensor | None = None) -> Tensor:
-        """(…, in) to (…, out), in the type of x; `plus`, of that shape, is added."""
+    def forward(self, x: Tensor, plus: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """(…, in) to (…, out), in the type of x, written to `out` where that is given; `plus` is added.
+
+        Both are of the result's shape.
+        """
         if x.is_cpu and x.dtype is torch.float32 and x.numel():
             kernel = self._kernel
             if kernel is None or not kernel.fits(self.weight):
                 kernel = self._kernel = linear_q.Kernel([self.parts()], self.in_features) if self.has_kernel else None
-            if kernel is not None:
-                x = x.contiguous()
-                if plus is None:
-                    return kernel(x)
-                if native.ready(plus):
-                    return kernel(x, linear_q.After.ADD, residual=plus)
-        out = self._plain(x)
-        return out if plus is None else plus + out
+            if kernel is not None and (plus is None or native.ready(plus)):
+                after = linear_q.After.STORE if plus is None else linear_q.After.ADD
+                if out is None or native.ready(out):
+                    return kernel(x.contiguous(), after, residual=plus, out=out)
+                return out.copy_(kernel(x.contiguous(), after, residual=plus))
+        y = self._plain(x)
+        y = y if plus is None else plus + y
+        return y if out is None else out.copy_(y)
 
     def _plain(self, x: Tensor) -> Tensor:
         """The product without kernels."""

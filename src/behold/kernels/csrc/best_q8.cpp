@@ -75,7 +75,7 @@ BH_EXPORT void bh_best_q8(const float *x, const Layer *layer, float *rough, cons
         });
         for (const float one : of_parts) bounds[m] = one > bounds[m] ? one : bounds[m];
     }
-    const Row *rounded = round_rows(x, rows, k, Window::SEVEN_BITS, {nullptr, 0}, 1);
+    const Row *rounded = round_rows(x, rows, k, Window::SEVEN_BITS, {}, 1);
     const Columns columns{*layer, rounded, rough, n, STORE, nullptr, nullptr};
     std::vector<Best> found(parts * rows);
     in_parallel(parts, 1, threads, [&](int64_t begin, int64_t end) {

@@ -90,11 +90,11 @@ struct Call {
         panels(some, rest > 1 && together(few) > 1 ? 2 : 1, begin, end, few);
     }
 
-    void round(const float *x, int64_t n_rows, const float *norm, double eps, int threads) {
+    void round(const float *x, int64_t n_rows, Norm norm, int threads) {
         static thread_local std::vector<int32_t> memory;
         const bool few = n_rows <= FEW_4;
         const Window codes_take = few ? Window::SIGNED : Window::EIGHT_BITS;
-        rows = round_rows(x, n_rows, k, codes(layers[0]) ? codes_take : Window::SEVEN_BITS, {norm, eps}, threads);
+        rows = round_rows(x, n_rows, k, codes(layers[0]) ? codes_take : Window::SEVEN_BITS, norm, threads);
         if (!codes(layers[0]) && layers[0].wide_from && n_rows > FEW)
             largest = largest_of_tiles(rows, n_rows, k, threads);
         if (!few || !codes(layers[0])) return;
@@ -126,9 +126,10 @@ struct Call {
 } // namespace
 
 // x (rows, k) by `count` layers to y, float32 and contiguous: the layers' columns side by side. ADD adds residual, as y;
-// TIMES_SILU makes silu(first layer) * second layer of two. The norm's weight and the residual may be null.
+// TIMES_SILU makes silu(first layer) * second layer of two. The norm's weight, its bias and the residual may be null.
 BH_EXPORT void bh_linear_q(const float *x, const Layer *layers, int64_t count, After after, const float *norm,
-                           double eps, const float *residual, float *y, int64_t rows, int64_t k, int threads) {
+                           const float *norm_bias, double eps, const float *residual, float *y, int64_t rows, int64_t k,
+                           int threads) {
     int64_t width = 0;
     for (int64_t i = 0; i < count; i++) width = after == TIMES_SILU ? layers[i].n : width + layers[i].n;
     const int64_t at_once = rows_at_once(k);
@@ -144,7 +145,7 @@ BH_EXPORT void bh_linear_q(const float *x, const Layer *layers, int64_t count, A
                 if (after != TIMES_SILU) column += layers[last].n;
             }
             if (after == TIMES_SILU && last < count) call.after = STORE; // what the other layer finds
-            call.round(x + start * k, some, norm, eps, threads);
+            call.round(x + start * k, some, {norm, norm_bias, eps}, threads);
             call.run(some, threads);
         }
     }

@@ -278,7 +278,10 @@ const Row *round_rows(const float *x, int64_t rows, int64_t k, Window window, No
         for (int64_t m = begin; m < end; m++) {
             const float *row = x + m * k;
             if (norm.weight) {
-                rms_norm(row, norm.weight, room(normed, k), k, norm.eps);
+                if (norm.bias)
+                    layer_norm(row, norm.weight, norm.bias, room(normed, k), k, norm.eps);
+                else
+                    rms_norm(row, norm.weight, room(normed, k), k, norm.eps);
                 row = normed.data();
             }
             round_row(row, shape, integers + m * shape.stride, outliers + m * shape.most, all[m]);

@@ -24,9 +24,9 @@ struct Row {
     float step; // NaN where an entry is not finite; all integers are 0 then
 };
 
-// What rows are multiplied with after their division by their root mean square; no weight: they stay as they are.
+// What rows are normed with before: by their root mean square or, with a bias, by mean and variance. No weight: not.
 struct Norm {
-    const float *weight; // (k), a multiple of 8
+    const float *weight, *bias; // (k), a multiple of 8
     double eps;
 };
 

@@ -6,7 +6,7 @@ arxiv.org/abs/2303.15343; positions for any size after NaViT, arxiv.org/abs/2307
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +17,7 @@ from behold.nn.all_to_all import AllToAll
 from behold.nn.embedding import embedding
 from behold.nn.linear import Linear
 from behold.nn.mlp import MLP
+from behold.nn.norms import LayerNorm
 from behold.nn.seldom import Seldom
 
 if TYPE_CHECKING:
@@ -76,17 +77,15 @@ class SelfAttention(nn.Module):
         self.out_proj = Linear(width, width)
         self.attention = AllToAll(config.num_attention_heads)
 
-    def steps(self, x: Tensor, plain: Tensor) -> Generator[None, None, Tensor]:
-        """(B, n, D) to (B, n, D), in pieces; `plain`, of that shape, is added."""
-        attend = self.attention.rows_of(x, self.q_proj, self.k_proj, self.v_proj)
+    def steps(self, x: Tensor, norm: LayerNorm) -> Generator[None, None, Tensor]:
+        """(B, n, D) plus attention of its normed rows, (B, n, D), in pieces."""
+        attend = self.attention.rows_of(x, norm, self.q_proj, self.k_proj, self.v_proj)
         yield
-        done = []
-        pieces, length = n_pieces(x), x.shape[1]
-        for i in range(pieces):
-            rows = slice(length * i // pieces, length * (i + 1) // pieces)
-            done.append(self.out_proj(attend(rows), plain[:, rows].contiguous()))
+        out = torch.empty_like(x)
+        for rows in pieces(x.shape[1], n_pieces(x)):
+            self.out_proj(attend(rows), x[:, rows].contiguous(), out[:, rows])
             yield
-        return torch.cat(done, dim=1)
+        return out
 
 
 class EncoderLayer(Seldom):
@@ -95,21 +94,20 @@ class EncoderLayer(Seldom):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.self_attn = SelfAttention(config)
-        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layer_norm1 = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = MLP(config.hidden_size, config.intermediate_size, config.hidden_act)
-        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.layer_norm2 = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def steps(self, x: Tensor) -> Generator[None, None, Tensor]:
         """(B, n, D) to (B, n, D), in pieces."""
-        x = yield from self.self_attn.steps(self.layer_norm1(x), x)
-        done = []
-        pieces = n_pieces(x)
-        rows = self.layer_norm2(x).flatten(0, 1).tensor_split(pieces)
-        for normed, plain in zip(rows, x.flatten(0, 1).tensor_split(pieces), strict=True):
-            done.append(self.mlp(normed, plain))
+        x = yield from self.self_attn.steps(x, self.layer_norm1)
+        out = torch.empty_like(x)
+        plain, done = x.flatten(0, 1), out.flatten(0, 1)
+        for rows in pieces(len(plain), n_pieces(x)):
+            self.mlp(plain[rows], self.layer_norm2, plain[rows], done[rows])
             yield
         self.through()
-        return torch.cat(done).view_as(x)
+        return out
 
 
 class Encoder(nn.Module):
@@ -157,6 +155,12 @@ def n_pieces(x: Tensor) -> int:
     Products of a few hundred rows are as fast as larger ones there; a GPU is through with any before it matters.
     """
     return -(-x.shape[0] * x.shape[1] // PIECE_ROWS) if x.device.type == "cpu" else 1
+
+
+def pieces(length: int, count: int) -> Iterator[slice]:
+    """`length` rows in so many parts."""
+    for i in range(count):
+        yield slice(length * i // count, length * (i + 1) // count)
 
 
 def bucketed_positions(rows: int, columns: int, side: int) -> Tensor:
