@@ -133,6 +133,43 @@ def test_a_few_huge_weights_in_every_row_are_over_the_gate() -> None:
     assert round_layer("a", full, "int8")[1].scheme == FULL
 
 
+@pytest.mark.parametrize("scheme", [*BOTH, "float8"])
+@pytest.mark.parametrize("times", [50, 1, 1 / 50])
+def test_a_layer_whose_norm_makes_channels_loud_is_tried_with_such(scheme: str, times: float) -> None:
+    """The model computes the same, but weights far smaller or larger than their row's others meet those channels."""
+    model = load("llava-siglip-qwen2")
+    block = model.decoder.layers[1]
+    patches = model.get_submodule("vision_tower.encoder.layers.0")
+    pairs = [
+        (block.input_layernorm, [block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj]),
+        (block.post_attention_layernorm, [block.mlp.gate_proj, block.mlp.up_proj]),
+        (patches.get_submodule("layer_norm2"), [patches.get_submodule("mlp.fc1")]),
+    ]
+    for norm, layers in pairs:
+        norm.weight[:3] *= times
+        for layer in layers:
+            layer.weight[:, :3] /= times
+    changed = {layer for _, layers in pairs for layer in layers}
+    wanted = {name for name, module in model.named_modules() if module in changed}
+    fallen = {layer.name for layer in quantize_(model, scheme, decoder=model.decoder) if layer.scheme != layer.asked}
+    assert fallen == (wanted if times != 1 and scheme != "float8" else set()) and len(wanted) == 6
+
+
+def test_a_norm_is_filled_before_the_layers_that_it_feeds() -> None:
+    names = [name for name, _ in loaded("llava-siglip-qwen2").named_parameters() if ".layers.0." in name]
+    for inside, norm, layer in (
+        ("language_model", "input_layernorm", "q_proj"),
+        ("language_model", "post_attention_layernorm", "gate_proj"),
+        ("vision_tower", "layer_norm1", "q_proj"),
+        ("vision_tower", "layer_norm2", "fc1"),
+    ):
+        at, after = (
+            next(number for number, name in enumerate(names) if inside in name and f"{part}.weight" in name)
+            for part in (norm, layer)
+        )
+        assert at < after
+
+
 def test_a_model_with_layers_over_the_gate_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(apply.GATES, "int8", 0.0)
     model = load("llava-siglip-qwen2", "int8", torch.bfloat16)

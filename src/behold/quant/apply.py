@@ -1,7 +1,8 @@
 """Quantisation as a module swap: layers are replaced one by one, models know nothing of it.
 
 A layer's stored form is chosen by where it is (schemes.py) and checked at once: its output on a few random rows is
-compared with the full weights', and where it is further off than its gate, a safer form takes its place.
+compared with the full weights', and where it is further off than its gate, a safer form takes its place. So it is on
+rows with loud channels, where the norm before the layer makes some.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ from behold.quant.schemes import FULL, GATES, PACKED, SAFER, Layer, find_scheme
 _LINEARS: dict[str, type[QuantizedLinear]] = {"int8": Int8Linear, "int4": Int4Linear, "float8": Float8Linear}
 _PROBE_ROWS = 8
 _PIECE = 1 << 22  # weights that are widened at a time
+_LOUD = 8.0  # a norm's weight that is so much above or below its others makes a channel loud or quiet
+_NORMED = {  # by the ends of layers' names: what their norms are called in the block that has both
+    **dict.fromkeys(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("input_layernorm", "layer_norm1")),
+    **dict.fromkeys(("mlp.gate_proj", "mlp.up_proj", "mlp.fc1"), ("post_attention_layernorm", "layer_norm2")),
+}
 
 Quantized = QuantizedLinear | QuantizedEmbedding
 
@@ -85,7 +91,8 @@ class Quantizer:
         assert isinstance(module, nn.Linear | nn.Embedding)
         dtype = self._dtype or module.weight.dtype
         on_cpu = (self._device or module.weight.device).type == "cpu"
-        small, layer = round_layer(name, module, asked, head=on_cpu and name == self._head)
+        channels = _channels_before(self._model, name)
+        small, layer = round_layer(name, module, asked, head=on_cpu and name == self._head, channels=channels)
         if name in self._arrived:
             before = layer.bytes_before - module.weight.nbytes + self._arrived[name]
             layer = replace(layer, bytes_before=before)
@@ -114,11 +121,17 @@ def quantize_(
 
 @torch.no_grad()
 def round_layer(
-    name: str, module: nn.Linear | nn.Embedding, asked: str, *, head: bool = False
+    name: str,
+    module: nn.Linear | nn.Embedding,
+    asked: str,
+    *,
+    head: bool = False,
+    channels: Tensor | None = None,
 ) -> tuple[Quantized | None, Layer]:
     """(the layer in the first form from `asked` on that keeps its gate, None where none does; what became of it).
 
-    head: it chooses among ids, on a CPU.
+    head: it chooses among ids, on a CPU. channels: (K,) how loud the layer's inputs are, where some are louder or
+    quieter than the rest.
     """
     weight = module.weight.detach()
     bias = module.bias if isinstance(module, nn.Linear) else None
@@ -134,6 +147,9 @@ def round_layer(
         else:
             small = (int8 if scheme == "int8" else _LINEARS[scheme]).of(module)
         error = probe_error(small, weight, bias)
+        if channels is not None and isinstance(small, QuantizedLinear):
+            rows = _signs(weight.shape[1]) * channels
+            error = max(error, relative_error(full_product(rows, small.dequantized()), full_product(rows, weight)))
         if error <= GATES[scheme]:
             return small, Layer(name, asked, scheme, before, small.n_bytes, error, refused)
         refused[scheme] = error
@@ -147,13 +163,31 @@ def probe_error(small: Quantized, weight: Tensor, bias: Tensor | None) -> float:
     Such rows are as good as any others without a direction, and their own rounding is exact: what shows is that of the
     weights alone. weight: (N, K) before it was rounded, in any type.
     """
-    signs = torch.randint(0, 2, (_PROBE_ROWS, weight.shape[1]), generator=torch.Generator().manual_seed(0))
-    rows = signs.float().mul_(2).sub_(1)
+    rows = _signs(weight.shape[1])
     if isinstance(small, QuantizedEmbedding):
         ours = small.logits(rows)
     else:
         ours = small(rows) if bias is None else small(rows) - bias
     return relative_error(ours, full_product(rows, weight))
+
+
+def _signs(width: int) -> Tensor:
+    signs = torch.randint(0, 2, (_PROBE_ROWS, width), generator=torch.Generator().manual_seed(0))
+    return signs.float().mul_(2).sub_(1)
+
+
+def _channels_before(model: nn.Module, name: str) -> Tensor | None:
+    """(K,) the weights of the norm before a layer, float32, where channels stand out of it; None for other layers."""
+    *block, part, last = ["", "", *name.split(".")]
+    norms = _NORMED.get(f"{part}.{last}", ())
+    around = model.get_submodule(".".join(block[2:])) if norms else model
+    weights = [getattr(around, norm).weight for norm in norms if hasattr(around, norm)]
+    if not weights or weights[0].is_meta:
+        return None
+    channels: Tensor = weights[0].detach().float().cpu()
+    sizes = channels.abs()
+    middle = float(sizes.median())
+    return channels if float(sizes.max()) > _LOUD * middle or float(sizes.min()) * _LOUD < middle else None
 
 
 def full_product(x: Tensor, weight: Tensor) -> Tensor:

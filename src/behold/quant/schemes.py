@@ -46,8 +46,8 @@ class Layer:
     """What became of one layer.
 
     asked: how the scheme stores it; scheme: how it is stored, which is safer where `asked` was over its gate, or
-    "full". bytes_before: in the checkpoint's type. error: relative, of its output on random inputs, as stored;
-    refused: the same for each way that was over its gate.
+    "full". bytes_before: in the checkpoint's type. error: relative, of its output on random inputs (even ones, and such
+    as the norm before makes of them; the larger), as stored; refused: the same for each way that was over its gate.
     """
 
     name: str

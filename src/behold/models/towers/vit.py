@@ -93,10 +93,11 @@ class EncoderLayer(Seldom):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.self_attn = SelfAttention(config)
+        # in this order, in which they are filled: a norm's weights say how layers are to be rounded
         self.layer_norm1 = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = MLP(config.hidden_size, config.intermediate_size, config.hidden_act)
+        self.self_attn = SelfAttention(config)
         self.layer_norm2 = LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = MLP(config.hidden_size, config.intermediate_size, config.hidden_act)
 
     def steps(self, x: Tensor) -> Generator[None, None, Tensor]:
         """(B, n, D) to (B, n, D), in pieces."""
