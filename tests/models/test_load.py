@@ -87,7 +87,7 @@ def test_another_size_in_the_config_is_one_report(tmp_path: Path) -> None:
     with pytest.raises(WeightsError) as caught:
         load(folder)
     text = str(caught.value)
-    assert "missing (9): language_model.layers.3.self_attn.q_proj.weight" in text
+    assert "missing (9): language_model.layers.3.input_layernorm.weight" in text
     assert "wrong shape (9)" in text and "the file has [96, 64], the config asks for [90, 64]" in text
 
 
