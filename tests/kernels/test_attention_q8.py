@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from behold.kernels.attention_q8 import CHUNK, Rounded, suits
+from behold.kernels.attention_q8 import CHUNK, SHORT, Rounded, suits
 
-QUERY, KEY, VALUE, WEIGHT = 90, 90, 64, 255
+MOST, LENGTH, TOGETHER, VALUES, WEIGHT = 90, 178.5, 12, 104, 127
 
 relaxed = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 shapes = st.tuples(
@@ -33,9 +33,21 @@ def exactly(joined: Tensor, heads: int) -> Tensor:
     return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-def rounded(x: Tensor, most: int, dim: int) -> Tensor:
-    """The nearest of 2 · most + 1 steps up to the largest along `dim`."""
-    step = x.abs().amax(dim, keepdim=True) / most
+def rounded_rows(x: Tensor) -> Tensor:
+    """To steps of which a row's largest number has MOST, and either half of the places of a sum has LENGTH together."""
+    halves = torch.nn.functional.pad(x, (0, -x.shape[3] % (8 * SHORT))).unflatten(3, (-1, 2 * SHORT, 2, 2))
+    longest = halves.square().sum((4, 6)).amax((3, 4)).sqrt()
+    return to_steps(x, torch.maximum(x.abs().amax(3) / MOST, longest / LENGTH)[..., None])
+
+
+def rounded_values(x: Tensor) -> Tensor:
+    """To steps, one for each channel, of which either half of the TOGETHER keys of a sum has VALUES together."""
+    turned = torch.nn.functional.pad(x, (0, 0, 0, CHUNK - x.shape[2])).unflatten(2, (CHUNK // 32, 4, 2, 2, 2))
+    keys = turned.transpose(3, 4).flatten(2, 4).unflatten(2, (-1, TOGETHER // 4))  # fours in the order of weights
+    return to_steps(x, keys.square().sum((3, 5)).amax((2, 3)).sqrt()[:, :, None] / VALUES)
+
+
+def to_steps(x: Tensor, step: Tensor) -> Tensor:
     return torch.where(step > 0, torch.round(x / step) * step, 0.0)
 
 
@@ -44,7 +56,7 @@ def as_documented(joined: Tensor, heads: int) -> Tensor:
     q, k, v = (heads_of(x, heads) for x in joined.chunk(3, dim=2))
     q_mean, k_mean, v_mean = (x.mean(2, keepdim=True) for x in (q, k, v))
     bias = (q_mean * (k - k_mean)).sum(3)[:, :, None]
-    products = rounded(q - q_mean, QUERY, 3) @ rounded(k - k_mean, KEY, 3).transpose(2, 3)
+    products = rounded_rows(q - q_mean) @ rounded_rows(k - k_mean).transpose(2, 3)
     scores = (products + bias) / math.sqrt(q.shape[3])
     largest = scores.amax(3, keepdim=True)
     found, total = torch.zeros_like(q), (scores - largest).exp().sum(3, keepdim=True)
@@ -52,7 +64,7 @@ def as_documented(joined: Tensor, heads: int) -> Tensor:
         some, values = scores[..., start : start + CHUNK], (v - v_mean)[:, :, start : start + CHUNK]
         top = some.amax(3, keepdim=True)
         weights = torch.round((some - top).exp() * WEIGHT) / WEIGHT
-        found += weights @ rounded(values, VALUE, 2) * (top - largest).exp()
+        found += weights @ rounded_values(values) * (top - largest).exp()
     return (v_mean + found / total).transpose(1, 2).flatten(2)
 
 

@@ -1,6 +1,6 @@
 """Attention among all patches of a picture with rounded numbers, for towers whose layers are rounded as well.
 
-Queries and keys become integers of up to ±90, weights of up to 255 and values of up to ±64, each without its mean over
+Queries and keys become integers of up to ±90, weights of up to 127 and values of up to ±104, each without its mean over
 the patches; csrc/attention_q8.cpp says with which scales. Of normally distributed numbers the result is 2 % off. A
 picture's result depends neither on others beside it nor on the pieces in which its rows are asked for.
 """
@@ -14,7 +14,7 @@ from behold.kernels import native
 
 # What csrc/attention_q8.cpp calls the same.
 CHUNK = 96
-WIDE = 24
+SHORT = 5
 MAX_DIM = 128
 
 FORK_NUMBERS = 1 << 17  # less is done before a second thread has begun
@@ -70,6 +70,6 @@ class Rounded:
 
 
 def _head_bytes(length: int, dim: int) -> int:
-    """What one head of a picture takes: two means, then chunk by chunk scales, sums, keys and values."""
-    width = -(-dim // WIDE) * WIDE
-    return 4 * (dim + width) + -(-length // CHUNK) * (CHUNK * (12 + dim) + width * (4 + CHUNK))
+    """What one head of a picture takes: two means, then chunk by chunk scales, begins of sums, keys and values."""
+    begins = -(-dim // (8 * SHORT)) * 4 * CHUNK
+    return 8 * dim + -(-length // CHUNK) * (CHUNK * (8 + 2 * dim) + begins + 4 * dim)

@@ -14,8 +14,6 @@
 
 namespace {
 
-constexpr int CHUNK = 96; // keys
-constexpr int ROWS = 16;  // queries that are weighed together
 constexpr int BLOCK = (Queries::MOST + ROWS - 1) / ROWS * ROWS;
 // Two products fit into 16 bits: 2 * 128 * 127, both ways.
 constexpr int QUERY = 64;
@@ -24,9 +22,9 @@ constexpr float LEAST = -1e30f; // of scores: less than any, and a number
 
 // A chunk of keys, turned for products.
 struct Chunk {
-    alignas(64) int8_t keys[CHUNK * MAX_DIM];     // panels of 24 keys: [panel][four places of the head][key][place]
-    alignas(64) int8_t values[CHUNK * MAX_WIDTH]; // of 24 places of the head: [panel][four keys][place][key]
-    alignas(64) int32_t sums[CHUNK];              // where the products with a query's integers begin
+    alignas(64) int8_t keys[CHUNK * MAX_DIM];   // [four places of the head][key][place]
+    alignas(64) int8_t values[CHUNK * MAX_DIM]; // [four keys][place of the head][key]
+    alignas(64) int32_t sums[CHUNK];            // what the products with a query's integers begin at
     alignas(64) float scale[CHUNK], power[CHUNK], inverse[CHUNK]; // keys' scales; values', as powers of two, and 1 / them
 
     // Keys [start, start + length) of a head.
@@ -44,7 +42,7 @@ struct Chunk {
         }
         for (int64_t j = 0; j < CHUNK; j += 8) store8(power + j, log8(load8(power + j)));
         for (int64_t j = 0; j < CHUNK; j += 8) turn_keys(key, source.apart, j, length, dim);
-        std::memset(values, 0, CHUNK * width_of(dim));
+        std::memset(values, 0, CHUNK * dim);
         for (int j = 0; j < length; j += 4) turn_values(value + j * source.apart, source.apart, j, length - j, dim);
     }
 
@@ -57,7 +55,7 @@ struct Chunk {
     }
 
     void turn_keys(const int8_t *from, int64_t apart, int64_t first, int64_t length, int64_t dim) {
-        int8_t *panel = keys + first / WIDE * WIDE * dim + first % WIDE * 4;
+        int8_t *columns = keys + 4 * first;
         int64_t d = 0;
         for (; d + 32 <= dim; d += 32) {
             v8 square[8]; // of four places of the head each
@@ -66,20 +64,20 @@ struct Chunk {
                 if (first + j < length) std::memcpy(&square[j], from + (first + j) * apart + d, sizeof(v8));
             }
             transpose8(square);
-            for (int64_t i = 0; i < 8; i++) std::memcpy(panel + (d + 4 * i) * WIDE, &square[i], sizeof(v8));
+            for (int64_t i = 0; i < 8; i++) std::memcpy(columns + (d + 4 * i) * CHUNK, &square[i], sizeof(v8));
         }
         for (; d < dim; d += 4)
             for (int64_t j = 0; j < 8; j++) {
                 int32_t four = 0;
                 if (first + j < length) std::memcpy(&four, from + (first + j) * apart + d, sizeof four);
-                std::memcpy(panel + d * WIDE + 4 * j, &four, sizeof four);
+                std::memcpy(columns + d * CHUNK + 4 * j, &four, sizeof four);
             }
     }
 
     // Four keys, or what there is of them, to their place.
     void turn_values(const int8_t *from, int64_t apart, int first, int64_t length, int64_t dim) {
         for (int64_t d = 0; d < dim; d += 8) {
-            int8_t *to = values + d / WIDE * WIDE * CHUNK + place_of(first) * WIDE + d % WIDE * 4;
+            int8_t *to = values + place_of(first) * dim + d * 4;
             const int8_t *at = from + d;
 #if defined(__AVX2__)
             __m128i row[4];
@@ -96,41 +94,28 @@ struct Chunk {
     }
 };
 
-// Scores of a query with the keys [first, last) of the first 32 GROUPS of a chunk to weights, their sum in eight parts,
-// and the largest; both of the weights with their values' scales.
+// Scores of a query with the keys [first, last) of the first 32 GROUPS of a chunk, as powers of two, with their values'
+// scales; returns the largest.
 template <int GROUPS>
-inline float weigh(const int32_t *products, const Chunk &chunk, float step, int64_t first, int64_t last, v8 *total,
-                   uint8_t *weights) {
-    constexpr int PARTS = 4 * GROUPS;
+inline float score(const uint8_t *q, const Chunk &chunk, int64_t dim, float step, int64_t first, int64_t last,
+                   float *scores) {
     const bool whole = first <= 0 && last >= 32 * GROUPS;
-    v8 part[PARTS], top = splat8(LEAST);
-    for (int i = 0; i < PARTS; i++) {
-        i8 integers;
-        std::memcpy(&integers, products + 8 * i, sizeof integers);
-        part[i] = __builtin_convertvector(integers, v8) * (load8(chunk.scale + 8 * i) * splat8(step)) +
+    v8 top = splat8(LEAST);
+    multiply<4 * GROUPS, 1>(q, chunk.keys, 4 * CHUNK, dim / 4, [&](int i, i8 products) __attribute__((always_inline)) {
+        i8 begin;
+        std::memcpy(&begin, chunk.sums + 8 * i, sizeof begin);
+        v8 part = __builtin_convertvector(products + begin, v8) * (load8(chunk.scale + 8 * i) * splat8(step)) +
                   load8(chunk.power + 8 * i);
-        if (!whole) part[i] = between8(part[i], first - 8 * i, last - 8 * i);
-        top = max8(top, part[i]);
-    }
-    const float largest = most8(top);
-    const v8 below = splat8(largest - WEIGHTS);
-    v8 sum = splat8(0);
-    for (int i = 0; i < PARTS; i += 4) {
-        v8 four[4];
-        for (int j = 0; j < 4; j++) {
-            four[j] = rough_power8(part[i + j] - below);
-            sum += four[j] * load8(chunk.inverse + 8 * (i + j));
-        }
-        pack(four, weights + 8 * i);
-    }
-    *total = sum;
-    return largest;
+        if (!whole) part = between8(part, first - 8 * i, last - 8 * i);
+        store8(scores + 8 * i, part);
+        top = max8(top, part);
+    });
+    return most8(top);
 }
 
 struct Block {
     alignas(64) uint8_t q[BLOCK * MAX_DIM], weights[ROWS * CHUNK];
-    alignas(64) float sums[BLOCK * MAX_WIDTH], step[BLOCK], largest[BLOCK];
-    alignas(64) int32_t products[ROWS * CHUNK], few[4 * WIDE];
+    alignas(64) float sums[BLOCK * MAX_DIM], scores[ROWS * CHUNK], step[BLOCK], largest[BLOCK];
     v8 totals[BLOCK];
     Chunk chunk;
 };
@@ -138,20 +123,17 @@ struct Block {
 // A tile of queries with the keys that any of them sees, the first 32 GROUPS of a chunk.
 template <int GROUPS>
 __attribute__((noinline)) void attend_tile(Block &block, const Queries &queries, int tile, int64_t start, int64_t dim) {
-    static const int32_t none[WIDE] = {};
-    const int64_t width = width_of(dim);
     const Chunk &chunk = block.chunk;
-    for (int m = 0; m < ROWS; m += 4)
-        for (int key = 0; key < 32 * GROUPS; key += WIDE)
-            product(block.q + (tile * ROWS + m) * dim, dim, chunk.keys + key * dim, dim / 4, chunk.sums + key,
-                    block.products + m * CHUNK + key, CHUNK);
     alignas(32) float top[ROWS], kept[ROWS], share[ROWS];
     v8 total[ROWS];
     for (int m = 0; m < ROWS; m++) {
         const int row = tile * ROWS + m, like = row < queries.n ? row : queries.n - 1;
-        top[m] = weigh<GROUPS>(block.products + m * CHUNK, chunk, block.step[row], queries.first[like] - start,
-                               queries.last[like] - start, total + m, block.weights + m * CHUNK);
+        top[m] = score<GROUPS>(block.q + row * dim, chunk, dim, block.step[row], queries.first[like] - start,
+                               queries.last[like] - start, block.scores + m * CHUNK);
     }
+    const auto inverse = [&](int i, v8 power) { return power * load8(chunk.inverse + 8 * i); };
+    for (int m = 0; m < ROWS; m++)
+        total[m] = to_weights<4 * GROUPS>(block.scores + m * CHUNK, top[m], WEIGHTS, inverse, block.weights + m * CHUNK);
     for (int m = 0; m < ROWS; m += 8) { // what earlier sums, and this chunk's, are to be multiplied by
         float *most = block.largest + tile * ROWS + m;
         const v8 before = load8(most), now = max8(before, load8(top + m));
@@ -163,19 +145,14 @@ __attribute__((noinline)) void attend_tile(Block &block, const Queries &queries,
         v8 &sum = block.totals[tile * ROWS + m];
         sum = sum * splat8(kept[m]) + total[m] * splat8(share[m]);
     }
-    for (int m = 0; m < ROWS; m += 4)
-        for (int64_t d = 0; d < width; d += WIDE) {
-            product(block.weights + m * CHUNK, CHUNK, chunk.values + d * CHUNK, 8 * GROUPS, none, block.few, WIDE);
-            for (int i = 0; i < 4; i++) {
-                float *to = block.sums + (tile * ROWS + m + i) * width + d;
-                for (int c = 0; c < WIDE; c += 8) {
-                    i8 integers;
-                    std::memcpy(&integers, block.few + i * WIDE + c, sizeof integers);
-                    const v8 more = __builtin_convertvector(integers, v8) * splat8(share[m + i]);
-                    store8(to + c, load8(to + c) * splat8(kept[m + i]) + more);
-                }
-            }
-        }
+    for (int m = 0; m < ROWS; m++) {
+        float *to = block.sums + (tile * ROWS + m) * dim;
+        const auto add = [&](int64_t i, i8 integers) __attribute__((always_inline)) {
+            const v8 more = __builtin_convertvector(integers, v8) * splat8(share[m]);
+            store8(to + 8 * i, load8(to + 8 * i) * splat8(kept[m]) + more);
+        };
+        multiply_all<1>(block.weights + m * CHUNK, chunk.values, dim / 8, 8 * GROUPS, add);
+    }
 }
 
 } // namespace
@@ -183,9 +160,8 @@ __attribute__((noinline)) void attend_tile(Block &block, const Queries &queries,
 void attend_rounded(const Queries &queries, const Source<int8_t> &source, int64_t dim, float scale) {
     Block block;
     const float factor = scale * 1.44269504f; // powers of two are cheaper than those of e
-    const int64_t width = width_of(dim);
     const int tiles = (queries.n + ROWS - 1) / ROWS, all = tiles * ROWS;
-    std::memset(block.sums, 0, sizeof(float) * all * width);
+    std::memset(block.sums, 0, sizeof(float) * all * dim);
     std::memset(block.q + queries.n * dim, 0, (all - queries.n) * dim);
     for (int row = 0; row < all; row++) {
         block.step[row] = 0, block.largest[row] = LEAST, block.totals[row] = splat8(0);
@@ -208,6 +184,6 @@ void attend_rounded(const Queries &queries, const Source<int8_t> &source, int64_
     for (int row = 0; row < queries.n; row++) {
         const v8 share = splat8(1.0f / sum8(block.totals[row]));
         for (int64_t d = 0; d < dim; d += 8)
-            store8(queries.out[row] + d, load8(block.sums + row * width + d) * share);
+            store8(queries.out[row] + d, load8(block.sums + row * dim + d) * share);
     }
 }
