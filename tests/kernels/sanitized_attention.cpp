@@ -64,8 +64,8 @@ int main() {
         bh_attend_all(x.data(), x.data(), x.data(), part.data(), 1, n, begin, n, heads, dim, heads * dim, 1);
         if (std::vector<float>(whole.begin() + begin * heads * dim, whole.end()) != part)
             return std::printf("a part differs\n"), 1;
-        const int64_t padded = (dim + 23) / 24 * 24;
-        std::vector<char> kept(heads * (4 * (dim + padded) + (n + 95) / 96 * (96 * (12 + dim) + padded * 100)));
+        const int64_t begins = (dim + 39) / 40 * 4;
+        std::vector<char> kept(heads * (8 * dim + (n + 95) / 96 * (96 * (8 + 2 * dim + begins) + 4 * dim)));
         bh_attend_q8_keep(x.data(), x.data(), x.data(), kept.data(), 1, n, heads, dim, heads * dim, 1);
         std::vector<float> rounded(x.size());
         bh_attend_q8(x.data(), kept.data(), rounded.data(), 1, n, 0, n, heads, dim, heads * dim, 1);

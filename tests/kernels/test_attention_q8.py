@@ -121,7 +121,7 @@ def loud_patch() -> Tensor:
 
 @pytest.mark.usefixtures("library")
 @pytest.mark.parametrize(
-    ("make", "gate"), [(normal, 0.022), (steady_channels, 0.003), (one_key_for_all, 0.03), (loud_patch, 0.04)]
+    ("make", "gate"), [(normal, 0.022), (steady_channels, 0.003), (one_key_for_all, 0.03), (loud_patch, 0.05)]
 )
 def test_how_far_off(make: object, gate: float) -> None:
     torch.manual_seed(0)
