@@ -133,6 +133,20 @@ def test_how_far_off(make: object, gate: float) -> None:
     assert off(found, wanted) < gate and float(rows.median()) < gate
 
 
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("dim", [40, 72, 128])
+def test_sums_as_large_as_can_be(dim: int) -> None:
+    """All numbers are as large, queries like keys, or weights all alike: no sum of 16 bits runs over."""
+    torch.manual_seed(0)
+    signs = torch.randint(0, 2, (1, 200, dim)) * 2.0 - 1
+    signs[:, 100:] = -signs[:, :100]  # no mean is to be taken off
+    steps = torch.where(torch.arange(200) < 100, 1.0, -1.0)[None, :, None].expand(1, 200, dim)
+    for joined in (torch.cat([signs, signs, signs], 2), torch.cat([0 * signs, signs, steps], 2)):
+        with torch.inference_mode():
+            found = Rounded(joined.contiguous(), 1).attend(0, 200)
+            assert (found.double() - as_documented(joined, 1)).abs().max() < 2e-3
+
+
 def test_where_it_suits() -> None:
     assert not suits(24, 2) and not suits(2 * 136, 2)
 
