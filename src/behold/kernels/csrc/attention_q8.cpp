@@ -2,7 +2,7 @@
 // quantized models use. Sums of products are exact; weights, their sums and the softmax over chunks are float32.
 //
 // Keys, queries and values are rounded without their means over the picture's tokens, which are added again where they
-// count: a channel that is large everywhere costs no precision, and weights too small for their chunk's 8 bits still
+// count: a channel that is large everywhere costs no precision, and weights too small for their chunk's 7 bits still
 // pull towards the mean of the values. Keys have a scale each, as queries have; values one for each channel of a chunk;
 // weights are rounded relative to the largest of their chunk.
 
