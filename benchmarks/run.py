@@ -205,7 +205,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--dtype", default="float32", help="of the weights in memory, where the row does not say (%(default)s)")
     add("--device", default="cpu", help="(%(default)s)")
     add("--prompt", type=int, default=760, help="prompt tokens, the picture's included (%(default)s)")
-    add("--decode", type=int, default=32, help="tokens after the first one (%(default)s)")
+    add("--decode", type=int, default=64, help="tokens after the first one (%(default)s)")  # 32 take half a second
     add("--picture-side", type=int, help="of the square picture, in pixels (the tower's own size)")
     add("--probe-seconds", type=float, default=probe.SECONDS, help="for each rate of the machine (%(default)s)")
     add("--cache", type=Path, default=default_cache(), help="where made files are kept (%(default)s)")

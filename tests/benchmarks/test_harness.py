@@ -127,9 +127,9 @@ def turns(*words: str) -> run.Turns:
 def test_slow_rows_are_measured_less_and_say_so() -> None:
     slow, other = ROWS["transformers:int8"], ROWS["behold"]
     usual = turns("--rows", slow.name, other.name)
-    assert [(usual.runs(row), usual.decode(row)) for row in (slow, other)] == [(2, 8), (5, 32)]
+    assert [(usual.runs(row), usual.decode(row)) for row in (slow, other)] == [(2, 8), (5, 64)]
     full = turns("--full")
-    assert (full.runs(slow), full.decode(slow)) == (5, 32)
+    assert (full.runs(slow), full.decode(slow)) == (5, 64)
     few = turns("--runs", "1", "--decode", "3")
     assert (few.runs(slow), few.decode(slow)) == (1, 3)
     usual.rows = [slow, other]
