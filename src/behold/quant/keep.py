@@ -17,7 +17,7 @@ from behold.quant.apply import Quantizer, restore, tensors_of
 from behold.quant.schemes import Layer
 from behold.quant.weights_file import Mapped, Pages, WeightsFile, map_file
 
-_TRIM_BYTES = 1 << 28  # of finished weights: the heap of what was needed for them grows by as much again, and more
+_TRIM_BYTES = 1 << 26  # of finished weights: the heap of what was needed for them grows by as much again, and more
 _TENSORS_A_MODULE = 8  # at most, pads included
 
 
