@@ -97,6 +97,20 @@ def test_health_is_200_once_the_model_has_answered(vlm: VLM) -> None:
         assert refusal(refused)["code"] == "stopping"
 
 
+def test_who_still_sends_reads_why_it_is_refused(vlm: VLM) -> None:
+    with running(vlm) as (client, service):
+        service.draining = True
+        with socket.create_connection((client.base_url.host, client.base_url.port or 80), 10) as raw:
+            raw.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 100000\r\n\r\n")
+            assert raw.recv(9, socket.MSG_PEEK) == b"HTTP/1.1 "
+            raw.sendall(b" " * 60_000)
+            raw.sendall(b" " * 40_000)  # on a connection that was closed, this fails, and the answer is lost
+            answer = b""
+            while more := raw.recv(65536):
+                answer += more
+        assert answer.startswith(b"HTTP/1.1 503") and b"connection: close" in answer and b"stopping" in answer
+
+
 def test_health_says_that_the_model_cannot_answer(
     vlm: VLM, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -28,7 +28,8 @@ def test_a_dropped_stream_stops_and_its_memory_is_free(vlm: VLM) -> None:
         before = vlm.engine.stats().new_tokens
         with standing(vlm):
             with client.stream("POST", "/v1/chat/completions", json=chat(**LONG)) as response:
-                next(response.iter_lines())
+                lines = response.iter_lines()  # held: the response is closed with it
+                assert next(lines)
                 assert vlm.engine.stats().running == 1
             wait_for(lambda: not vlm.engine.stats().running)
         written = vlm.engine.stats().new_tokens
@@ -60,7 +61,8 @@ def test_one_of_many_goes_and_the_others_stay(vlm: VLM) -> None:
             answers.append(found["choices"][0]["message"]["content"])
 
         with client.stream("POST", "/v1/chat/completions", json=chat(**LONG)) as response:
-            next(response.iter_lines())
+            lines = response.iter_lines()
+            assert next(lines)
             others = [threading.Thread(target=ask) for _ in range(3)]
             for thread in others:
                 thread.start()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from behold.api.server.errors import api_error_of, request_id, unavailable
-from behold.api.server.handlers import error_response
+from behold.api.server.handlers import error_response, refuse_and_close
 
 if TYPE_CHECKING:
     from behold.api.server.service import Service
@@ -43,7 +43,7 @@ class Front:
         try:
             if refused:
                 error = unavailable("the server is about to stop and takes no new requests", code="stopping")
-                await error_response(error, close=True)(scope, receive, with_id)
+                await refuse_and_close(error, scope, receive, with_id, at_most=service.settings.max_body_bytes)
             else:
                 await self._app(scope, receive, with_id)
         except Exception as error:

@@ -2,23 +2,53 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from contextlib import suppress
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
 
 from behold.api.server.errors import ApiError, api_error_of, error_body
 from behold.errors import BeholdError
 
+# What a refused client still sends is read for so long.
+_LINGER_S = 10.0
 
-def error_response(error: ApiError, *, close: bool = False) -> Response:
-    """The refusal as a response; `close`: and the connection is at its end. Any text can be said: it is escaped."""
-    headers = {**error.headers, **({"connection": "close"} if close else {})}
+
+def error_response(error: ApiError) -> Response:
+    """The refusal as a response. Any text can be said: it is escaped."""
     body = json.dumps(error_body(error), separators=(",", ":"))
-    return Response(body, status_code=error.status, headers=headers, media_type="application/json")
+    return Response(body, status_code=error.status, headers=error.headers, media_type="application/json")
+
+
+async def refuse_and_close(error: ApiError, scope: Scope, receive: Receive, send: Send, *, at_most: int) -> None:
+    """Send the refusal, and end the connection once the body is read and thrown away, or `at_most` bytes of it: were it
+    closed on a client that still sends, it would be reset, and the client would never read why."""
+
+    async def lingering(message: Message) -> None:
+        if message["type"] == "http.response.body" and at_most:
+            await send({**message, "more_body": True})
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(_discard(receive, at_most), _LINGER_S)
+            message = {"type": "http.response.body", "body": b""}
+        await send(message)
+
+    response = error_response(error)
+    response.headers["connection"] = "close"
+    await response(scope, receive, lingering)
+
+
+async def _discard(receive: Receive, left: int) -> None:
+    more = True
+    while more and left > 0:
+        message = await receive()
+        left -= len(message.get("body", b""))
+        more = message.get("more_body", False)  # False too when the client is gone
 
 
 def install(app: FastAPI) -> None:

@@ -14,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from behold.api.server.errors import ApiError
-from behold.api.server.handlers import error_response
+from behold.api.server.handlers import error_response, refuse_and_close
 
 if TYPE_CHECKING:
     from behold.api.server.settings import ServerSettings
@@ -24,7 +24,6 @@ OPEN_PATHS = ("/", "/health", "/favicon.ico")
 OPEN_FOLDERS = ("/page/",)
 # A body that does not go on for so long is given up.
 IDLE_S = 60.0
-_LINGER_S = 10.0
 
 
 def install(app: FastAPI, settings: ServerSettings) -> None:
@@ -89,7 +88,7 @@ class BodyLimit:
             return
         stated = Headers(scope=scope).get("content-length", "0")
         if stated.isascii() and stated.isdigit() and int(stated[:20]) > self._max_bytes:
-            await self._refuse(self._too_large(), scope, receive, send)
+            await refuse_and_close(self._too_large(), scope, receive, send, at_most=self._max_bytes)
             return
         n_bytes, whole, begun = 0, False, False
         refusal: ApiError | None = None
@@ -120,32 +119,13 @@ class BodyLimit:
         with suppress(_Refused):
             await self._app(scope, counted, noted)
         if refusal is not None and not begun:
-            await self._refuse(refusal, scope, receive, send)
+            # Of one who sends nothing, nothing is to be read.
+            at_most = self._max_bytes if refusal.status == 413 else 0
+            await refuse_and_close(refusal, scope, receive, send, at_most=at_most)
 
     def _too_large(self) -> ApiError:
         text = f"the body is larger than {self._max_bytes:,} bytes, this server's limit; send smaller pictures"
         return ApiError(413, text, code="body_too_large")
-
-    async def _refuse(self, error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
-        async def lingering(message: Message) -> None:
-            if message["type"] == "http.response.body" and error.status == 413:
-                await send({**message, "more_body": True})
-                # A connection closed on a client that still sends is reset, and then the client never reads why.
-                with suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._discard(receive), _LINGER_S)
-                message = {"type": "http.response.body", "body": b""}
-            await send(message)
-
-        await error_response(error, close=True)(scope, receive, lingering)
-
-    async def _discard(self, receive: Receive) -> None:
-        """Read on to the end of the body, or as much again as is allowed."""
-        left = self._max_bytes
-        while left > 0:
-            message = await receive()
-            left -= len(message.get("body", b""))
-            if not message.get("more_body", False):  # also when the client is gone
-                return
 
 
 class _Refused(Exception):
