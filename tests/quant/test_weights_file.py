@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 from safetensors import safe_open
 
 from behold.quant import cache, weights_file
+from behold.quant.weights_file import _BLOCK as BLOCK
 from behold.quant.weights_file import ALIGNMENT, Mapped, Pages, WeightsFile, map_file
 
 ABOUT = {"name": "org/model", "scheme": "int8", "dtype": "float32", "layers": []}
@@ -143,6 +145,34 @@ def test_two_writers_at_once(folder: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["key.safetensors"]
 
 
+def test_what_is_longer_than_a_block_is_written_in_whole_ones() -> None:
+    sizes = {"a": 5_000_001, "b": 70, "c": BLOCK}
+    tensors = {name: torch.randint(255, (n,), dtype=torch.uint8) for name, n in sizes.items()}
+    file = WeightsFile("key", limit=10**9, n_tensors=len(tensors))
+    pieces: list[tuple[int, int]] = []
+
+    class Told:
+        def __init__(self, inner: FileIO) -> None:
+            self.inner = inner
+
+        def write(self, data: memoryview) -> int:
+            pieces.append((self.inner.tell(), len(data)))
+            return self.inner.write(data)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.inner, name)
+
+    file._file = Told(file._file)  # type: ignore[assignment]
+    for name, tensor in tensors.items():
+        file.add(name, tensor)
+    file.finish(ABOUT)
+    found = map_file(cache.path_of("key"))
+    assert found is not None and all(torch.equal(found.tensors[name], tensor) for name, tensor in tensors.items())
+    whole, last, header = pieces[:-2], pieces[-2], pieces[-1]
+    assert whole == [(at * BLOCK, BLOCK) for at in range(3)]
+    assert last[0] == 3 * BLOCK and header[0] == 0
+
+
 KILLED = """
 import os, sys, torch
 from behold.quant.weights_file import WeightsFile
@@ -159,7 +189,7 @@ def test_a_killed_writer_leaves_nothing_that_is_used(folder: Path) -> None:
     done = subprocess.run([sys.executable, "-c", KILLED], capture_output=True, text=True, check=False)
     assert done.returncode == -signal.SIGKILL and done.stdout == "written\n"
     (left,) = folder.iterdir()
-    assert left.suffix == cache.UNFINISHED and left.stat().st_size > 1 << 22
+    assert left.suffix == cache.UNFINISHED and left.stat().st_size >= 1 << 22
     assert cache.entries() == [] and not cache.path_of("key").exists()
     os.utime(left, (1, 1))
     write().finish(ABOUT)
