@@ -14,9 +14,11 @@ import behold
 from behold.engine import replay
 from behold.engine.engine import Engine
 from behold.engine.options import EngineOptions
+from behold.engine.runner import Runner
 from behold.kernels import native
 from behold.kernels.replay import Tape
 from behold.nn.norms import RMSNorm
+from behold.quant.head import Int8Head
 from behold.types import Prompt, SamplingParams
 from tests import toys
 
@@ -59,11 +61,14 @@ def answers(model: Any, *, lookup_rows: int = 0) -> list[tuple[int, ...]]:
     return [tuple(request.sequence.ids) for request in requests]
 
 
+@pytest.mark.parametrize("head", [True, False])
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("lookup_rows", [0, 8])
 def test_replayed_or_not(
-    scheme: str | None, lookup_rows: int, played: list[Tape], monkeypatch: pytest.MonkeyPatch
+    head: bool, scheme: str | None, lookup_rows: int, played: list[Tape], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if head:
+        monkeypatch.setattr("behold.quant.apply.LEAST_WEIGHTS", 1)  # the likeliest id is part of what is replayed
     toy = model(scheme)
     found = answers(toy, lookup_rows=lookup_rows)
     assert len(played) > (40 if lookup_rows == 0 else 5)
@@ -125,6 +130,48 @@ def test_a_step_that_comes_again_proves_nothing(monkeypatch: pytest.MonkeyPatch)
     assert all_answers() == found
 
 
+def test_a_likeliest_id_that_is_not_found_is_looked_for(played: list[Tape], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("behold.quant.apply.LEAST_WEIGHTS", 1)
+    toy = model("int4")
+    wanted = answers(toy)
+    played.clear()
+    toy.decoder.embed_tokens.layer.errors.mul_(0.01)  # which is less than they are
+    by_logits: list[int] = []
+    choose = Runner._choose_by_logits
+    monkeypatch.setattr(Runner, "_choose_by_logits", lambda *given: (by_logits.append(1), choose(*given))[1])
+    assert answers(toy) == wanted and len(played) > 40 and len(by_logits) > 40
+
+
+class Shifted(Int8Head):
+    """Its likeliest id goes through torch."""
+
+    def best(self, x: Tensor) -> Tensor | None:
+        found = super().best(x)
+        return None if found is None else (found + 1) % self.out_features
+
+
+def test_a_likeliest_id_that_no_kernel_gives_is_not_replayed(
+    played: list[Tape], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("behold.quant.apply.LEAST_WEIGHTS", 1)
+    toy = model()
+    toy.decoder.embed_tokens.layer.__class__ = Shifted
+    found = answers(toy)
+    assert 1 <= len(played) <= 3, "a try for each number of rows, and no more"
+    monkeypatch.setattr(replay, "FEW_ROWS", 0)
+    assert answers(toy) == found
+
+
+@torch.inference_mode()
+def test_rows_of_a_table_that_look_the_same_prove_nothing(played: list[Tape]) -> None:
+    toy = model(None)
+    table = toy.decoder.embed_tokens.weight
+    table.copy_(table[0].clone())
+    engine = Engine(toy, tokenizer=None, eos_token_ids=frozenset(), options=EngineOptions(lookup_rows=0))
+    engine.complete([(prompt(1, 9), SamplingParams(max_new_tokens=12, ignore_eos=True))])
+    assert not played
+
+
 def test_a_hook_is_called_for_every_token() -> None:
     toy = model()
     engine = Engine(toy, tokenizer=None, eos_token_ids=frozenset(), options=EngineOptions(lookup_rows=0))
@@ -138,6 +185,9 @@ def test_a_hook_is_called_for_every_token() -> None:
     handle.remove()
     engine.step()
     assert len(seen) == 5
+    toy.decoder.layers[1].register_forward_pre_hook(lambda *_: seen.append(1))
+    engine.step()
+    assert len(seen) == 6
 
 
 def test_no_row_is_held(played: list[Tape]) -> None:

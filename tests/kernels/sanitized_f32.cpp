@@ -1,4 +1,4 @@
-// Float32 products, what stands between them, a table's rows and replayed calls, in buffers of just their size.
+// Float32 products, what stands between them, angles, rows of tables and replayed calls, in buffers of just their size.
 
 #include <cmath>
 #include <cstdint>
@@ -11,9 +11,11 @@
 extern "C" void bh_linear_f32(const float *, const float *, const float *, const float *, float *, int64_t, int64_t,
                               int64_t, int);
 extern "C" void bh_rms_norm_f32_words(const Word *);
+extern "C" void bh_angles_f32(const int64_t *, const float *, float *, float *, int64_t, int64_t, int);
 extern "C" void bh_rotate_f32(const float *, int64_t, const float *, const float *, float *, int64_t, int64_t, int64_t,
                               int64_t, int);
 extern "C" void bh_silu_times_f32_words(const Word *);
+extern "C" void bh_table_f32(const int64_t *, int64_t, const float *, float *, int64_t, int);
 extern "C" void bh_table_q8(const int64_t *, int64_t, const int8_t *, const float *, float *, int64_t, int);
 
 struct Call {
@@ -95,6 +97,25 @@ bool looked_up() {
             const int64_t place = ((ids[i] / 32 * quads + j / 4) * 32 + ids[i] % 32) * 4 + j % 4;
             if (out[i * k + j] != static_cast<float>(table[place]) * scale[ids[i]]) return false;
         }
+    const auto plain = numbers(rows * k);
+    bh_table_f32(ids.data(), count, plain.data(), out.data(), k, 1);
+    for (int64_t i = 0; i < count * k; i++)
+        if (out[i] != plain[ids[i / k] * k + i % k]) return false;
+    return true;
+}
+
+bool at_angles() {
+    const int64_t rows = random(1, 9), half = random(1, 40);
+    const auto frequencies = numbers(half);
+    std::vector<int64_t> positions(rows);
+    for (int64_t &position : positions) position = random(0, 3000);
+    std::vector<float> cosines(rows * 2 * half), sines(rows * 2 * half);
+    bh_angles_f32(positions.data(), frequencies.data(), cosines.data(), sines.data(), rows, half, 1);
+    for (int64_t i = 0; i < rows * 2 * half; i++) {
+        const double angle = static_cast<float>(positions[i / (2 * half)]) * frequencies[i % half];
+        const double sine = i % (2 * half) < half ? -std::sin(angle) : std::sin(angle);
+        if (!near(cosines[i], std::cos(angle), 1) || !near(sines[i], sine, 1)) return false;
+    }
     return true;
 }
 
@@ -102,6 +123,6 @@ bool looked_up() {
 
 int main() {
     int right = 0;
-    for (int i = 0; i < 50; i++) right += product() + replayed() + turned() + looked_up();
+    for (int i = 0; i < 50; i++) right += product() + replayed() + turned() + looked_up() + at_angles();
     std::printf("%d results\n", right);
 }

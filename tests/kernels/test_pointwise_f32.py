@@ -32,6 +32,21 @@ def test_norm(rows: int, width: int) -> None:
 
 
 @pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("half", [1, 32, 40])
+@pytest.mark.parametrize("rows", ROWS)
+def test_angles(rows: int, half: int) -> None:
+    positions, rotary = torch.arange(rows) * 47, Rotary(RopeConfig(), 2 * half)
+    wanted = rotary(positions, torch.float32)  # with gradients it is torch that computes
+    with torch.inference_mode():
+        assert pointwise_f32.suits_angles(positions, rotary.frequencies)
+        found = rotary(positions, torch.float32)
+        assert all(part.shape == (rows, 1, 2 * half) for part in found)
+        torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
+        assert torch.equal(found[1][-1:], rotary(positions[-1:], torch.float32)[1])
+        assert rotary(positions, torch.bfloat16)[0].dtype is torch.bfloat16
+
+
+@pytest.mark.usefixtures("library")
 @pytest.mark.parametrize("dim", [16, 64, 80])
 @pytest.mark.parametrize("rows", ROWS)
 def test_rotation(rows: int, dim: int) -> None:

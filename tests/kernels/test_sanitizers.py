@@ -26,7 +26,7 @@ PROGRAMS = [
         "192 attentions",
     ),
     ("sanitized_resample.cpp", ("resample.cpp",), "120 pictures"),
-    ("sanitized_f32.cpp", ("linear_f32.cpp", "pointwise_f32.cpp", "table_q8.cpp", "replay.cpp"), "200 results"),
+    ("sanitized_f32.cpp", ("linear_f32.cpp", "pointwise_f32.cpp", "tables.cpp", "replay.cpp"), "250 results"),
 ]
 
 

@@ -143,7 +143,7 @@ def test_answers_of_a_random_twin_stay_close(tied: bool, rounded_inputs: bool, m
     full = answer()
     layers = quantize_(twin, "float8")
     assert {layer.scheme for layer in layers} == {"float8"} and isinstance(twin.lm_head, Float8Linear) != tied
-    assert type(twin.embed_tokens) is nn.Embedding
+    assert isinstance(twin.embed_tokens, nn.Embedding)
     if rounded_inputs:  # as on a GPU
         monkeypatch.setattr(float8, "multiplies_float8", lambda device: True)
     cosine = float(torch.cosine_similarity(full, answer(), dim=-1).min())

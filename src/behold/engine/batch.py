@@ -1,4 +1,4 @@
-"""From chunks to the tensors of one step: who fills which rows, at which positions, and where pictures go."""
+"""From chunks to the rows of one step: who fills which, at which positions, and where pictures go."""
 
 from __future__ import annotations
 
@@ -14,44 +14,46 @@ from behold.nn.attention import AttentionPlan
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepBatch:
-    """The N rows of one step.
+    """The N rows of one step: plain integers, as many steps are replayed without new tensors (engine/replay.py).
 
-    ids, positions: (N,) int64. image_rows (M, D) replace the embeddings of the rows `at` (M,); None without pictures.
-    sample_rows: (R,) the rows whose logits are wanted, in the order of the chunks that sample; None if that is all N.
+    ids, positions: N of them. image_rows (M, D) replace the embeddings of the rows `at` (M,); None without pictures.
+    sample_rows: the R rows whose logits are wanted, in the order of the chunks that sample; None if that is all N.
         Chunks of texts to rate and of guesses want all of theirs.
     """
 
-    ids: Tensor
-    positions: Tensor
+    ids: list[int]
+    positions: list[int]
     plan: AttentionPlan
     image_rows: Tensor | None
     at: Tensor | None
-    sample_rows: Tensor | None
+    sample_rows: list[int] | None
     n_samples: int
 
 
 def build(
-    chunks: Sequence[Chunk], positions: Tensor, image: Callable[[str], Tensor], device: torch.device
+    chunks: Sequence[Chunk], positions: Sequence[int], image: Callable[[str], Tensor], device: torch.device
 ) -> StepBatch:
     """Pack chunks into rows without padding.
 
-    positions: (capacity,) the position of each place of a sequence. image: digest → (n_tokens, D) embeddings.
+    positions: the position of each place of a sequence. image: digest → (n_tokens, D) embeddings.
     """
     ids: list[int] = []
     lengths: list[int] = []
     contexts: list[int] = []
     slots: list[int] = []
     spans: list[tuple[tuple[int, int], ...]] = []
+    branches: list[tuple[int, ...]] = []
     prompts: list[bool] = []
     samples: list[int] = []
-    branches = tuple(tuple(map(len, chunk.branches)) for chunk in chunks for _ in _rows(chunk))
     for chunk in chunks:
+        both_ways, own_branches = _both_ways(chunk), tuple(map(len, chunk.branches))
         for slot, new in _rows(chunk):
             ids.extend(new)
             lengths.append(len(new))
             contexts.append(chunk.start)
             slots.append(slot)
-            spans.append(_both_ways(chunk))
+            spans.append(both_ways)
+            branches.append(own_branches)
             prompts.append(chunk.start < chunk.sequence.n_prompt)
         samples.extend(range(len(ids) - chunk.n_logits, len(ids)))
     image_rows, at = _pictures(chunks, image, device)
@@ -60,18 +62,18 @@ def build(
         tuple(contexts),
         tuple(slots),
         tuple(spans) if any(spans) else (),
-        branches if any(branches) else (),
+        tuple(branches) if any(branches) else (),
         tuple(prompts),
     )
     all_rows = len(samples) == len(ids)
     return StepBatch(
-        ids=torch.tensor(ids, device=device),
+        ids=ids,
         positions=_positions(positions, plan),
         plan=plan,
         image_rows=image_rows,
         at=at,
         # where none is wanted the first stands in, so that no layer meets an empty input
-        sample_rows=None if all_rows else torch.tensor(samples or [0], device=device),
+        sample_rows=None if all_rows else samples or [0],
         n_samples=len(samples),
     )
 
@@ -95,18 +97,13 @@ def _both_ways(chunk: Chunk) -> tuple[tuple[int, int], ...]:
     )
 
 
-def _positions(positions: Tensor, plan: AttentionPlan) -> Tensor:
-    """(N,) positions of the rows: slices, which for a single sequence copy nothing."""
-    runs = [
-        (context, length)
-        for index, (context, whole) in enumerate(zip(plan.contexts, plan.lengths, strict=True))
-        for length in plan.branches_of(index) or (whole,)
-    ]
-    if len(runs) == 1:
-        return positions[runs[0][0] : sum(runs[0])]
-    if all(length == 1 for _, length in runs):
-        return positions[torch.tensor([context for context, _ in runs], device=positions.device)]
-    return torch.cat([positions[context : context + length] for context, length in runs])
+def _positions(positions: Sequence[int], plan: AttentionPlan) -> list[int]:
+    """Those of the N rows."""
+    found: list[int] = []
+    for index, (context, whole) in enumerate(zip(plan.contexts, plan.lengths, strict=True)):
+        for length in plan.branches_of(index) or (whole,):
+            found.extend(positions[context : context + length])
+    return found
 
 
 def _pictures(

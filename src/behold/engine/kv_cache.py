@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections import defaultdict
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,17 +97,18 @@ class RowView:
         self._plan = plan
         self._device = cache.device
         self._masks: dict[tuple[int, int | None], Tensor | None] = {}
-        starts = [0, *itertools.accumulate(plan.lengths)]
-        self._slices = [slice(start, start + length) for start, length in zip(starts, plan.lengths, strict=False)]
-        ways: defaultdict[Way | None, list[int]] = defaultdict(list)
-        for index in range(len(self._rows)):
-            ways[self._way(cache, index)].append(index)
-        self._others = ways.pop(None, [])
+        self._starts = [0, *itertools.accumulate(plan.lengths)]
+        ways = [self._way(cache, index) for index in range(len(self._rows))]
+        self._others = [index for index, way in enumerate(ways) if way is None]
         self._ours = [
-            RowTokens(way, [(self._rows[i], plan.contexts[i], plan.lengths[i], starts[i]) for i in indices])
-            for way, indices in ways.items()
+            RowTokens(way, [given for own, given in zip(ways, self._given(), strict=True) if own is way])
+            for way in dict.fromkeys(ways)
             if way is not None
         ]
+
+    def _given(self) -> Iterator[tuple[KeptRow, int, int, int]]:
+        """As RowTokens is given the sequences."""
+        return zip(self._rows, self._plan.contexts, self._plan.lengths, self._starts, strict=False)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, window: int | None = None) -> Tensor:
         """See CacheView.attend. Each sequence's rows over its own keys: a padded batch is no faster on a CPU."""
@@ -118,7 +118,7 @@ class RowView:
         for tokens in self._ours:
             tokens.attend(layer, q, k, v, out, window=window)
         for index in self._others:
-            rows = self._slices[index]
+            rows = slice(self._starts[index], self._starts[index + 1])
             out[rows] = self._attend_row(index, layer, (q[rows], k[rows], v[rows]), window)
         return out
 

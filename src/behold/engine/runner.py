@@ -23,7 +23,7 @@ from behold.engine.replay import Replay
 from behold.engine.sampler import Sampled, Sampler, is_plain, likeliest, may_come, processed, reads_history
 from behold.engine.scheduler import Step
 from behold.engine.sequence import Chunk, Scoring, Sequence
-from behold.models.base import VisionLanguageModel
+from behold.models.base import UNKNOWN, VisionLanguageModel
 
 
 @dataclass(slots=True)
@@ -65,7 +65,7 @@ class Runner:
         self.images = ImageCache(image_cache_bytes)
         self._encoder = Encoder(model, self.images, max_tokens=max_image_tokens)
         self._pins: dict[int, set[str]] = {}
-        self._positions = torch.empty(0, dtype=torch.long, device=self.device)
+        self._positions: list[int] = []
         self._sampler = Sampler(self.device)
         self._replay = Replay(model)
 
@@ -80,12 +80,12 @@ class Runner:
             return output
         chunks = step.chunks
         self._make_room(chunks)
-        tensors = batch.build(chunks, self._positions, self.images.__getitem__, self.device)
-        embeddings = self._model.embed(tensors.ids, tensors.image_rows, tensors.at)
-        view = self.cache.view(tensors.plan)
-        hidden = self._replay.hidden(embeddings, tensors.positions, view, tensors.sample_rows)
-        if tensors.n_samples:
-            self._choose(hidden, [c for c in chunks if c.samples], output)
+        rows = batch.build(chunks, self._positions, self.images.__getitem__, self.device)
+        sampling = [chunk for chunk in chunks if chunk.samples]
+        likeliest = bool(sampling) and all(wants_likeliest(chunk) for chunk in sampling)
+        hidden, best = self._replay.run(rows, self.cache.view(rows.plan), likeliest=likeliest)
+        if sampling:
+            self._choose(hidden, best, sampling, output)
         return output
 
     # --- pictures: what the scheduler asks ----------------------------------------------------------------------------
@@ -159,17 +159,17 @@ class Runner:
             if chunk.source is not None:
                 self.cache.copy(chunk.source, chunk.sequence.slots[0], chunk.sequence.computed, chunk.start)
         longest = max(chunk.stop for chunk in chunks)
-        if longest > self._positions.shape[0]:
-            self._positions = self._model.positions(max(longest, 2 * self._positions.shape[0])).to(self.device)
+        if longest > len(self._positions):
+            self._positions = self._model.positions(max(longest, 2 * len(self._positions))).tolist()
 
-    def _choose(self, hidden: Tensor, chunks: list[Chunk], output: StepOutput) -> None:
-        """hidden: (R, D), for each chunk a row, or one a running beam, or one a token of the texts to rate."""
-        best = self._model.best(hidden) if all(wants_likeliest(chunk) for chunk in chunks) else None
-        rest = [] if best is None else best.tolist()
+    def _choose(self, hidden: Tensor, best: list[int], chunks: list[Chunk], output: StepOutput) -> None:
+        """hidden: (R, D), for each chunk a row, or one a running beam, or one a token of the texts to rate. best: the
+        likeliest id of each row, or none where that does not suffice.
+        """
         found: dict[int, list[Sampled]] = {}
-        for chunk in chunks if rest else ():
-            own, rest = rest[: chunk.n_logits], rest[chunk.n_logits :]
-            if all(may_come(token, chunk.sequence) for token in own):
+        for chunk in chunks if best else ():
+            own, best = best[: chunk.n_logits], best[chunk.n_logits :]
+            if all(token != UNKNOWN and may_come(token, chunk.sequence) for token in own):
                 found[chunk.sequence.key] = confirmed(own, chunk.guesses)
         if len(found) == len(chunks):
             output.sampled.update(found)

@@ -41,17 +41,17 @@ def way(row: KeptRow, tokens: int, *, prompt: bool = False) -> Way | None:
     prompt: they are a prompt's. With rows of integers all of those go one way, as the other rounds less: what is
     answered does not depend on how a prompt was cut.
     """
-    numbers, dim = row.numbers, row.numbers.shape[-1]
+    dim = row.dim
     if (
         native.LIBRARY is None
         or torch.is_grad_enabled()
-        or numbers.dtype not in (torch.float32, torch.float16, torch.int8)
-        or numbers.device.type != "cpu"
+        or row.dtype not in (torch.float32, torch.float16, torch.int8)
+        or row.device != "cpu"
         or dim % 8
-        or (numbers.dtype is torch.int8 and dim > MAX_ROUNDED_DIM)
+        or (row.dtype is torch.int8 and dim > MAX_ROUNDED_DIM)
     ):
         return None
-    if tokens <= FEW and not (prompt and numbers.dtype is torch.int8 and dim <= MAX_DIM):
+    if tokens <= FEW and not (prompt and row.dtype is torch.int8 and dim <= MAX_DIM):
         return Way.FEW
     return Way.MANY if dim <= MAX_DIM else None
 
@@ -68,14 +68,17 @@ class RowTokens:
         """rows: for each sequence its row, how many places are filled, how many tokens come, and which of the step's
         tokens is its first.
         """
-        words = [word for row, *numbers in rows for word in (*_addresses(row), row.places, *numbers)]
+        words = [word for row, *numbers in rows for word in (*row.words, *numbers)]
         self._kept = [row for row, *_ in rows]  # as long as their addresses are used
-        self._rows = (ctypes.c_int64 * len(words))(*words)
-        self._bits = 8 * self._kept[0].numbers.itemsize
-        _, _, self._kv_heads, _, self._dim = self._kept[0].numbers.shape
-        work = sum(context + length for _, context, length, _ in rows) * self._kv_heads * self._dim
+        self.places = (ctypes.c_int64 * len(words))(*words)
+        """Where the sequences' rows are, as the kernels read it: what is written here, a replayed call works on."""
+        first = self._kept[0]
+        self._bits, self._kv_heads, self._dim = 8 * first.dtype.itemsize, first.heads, first.dim
+        work = sum(context + length for _, context, length, _ in rows) * first.heads * first.dim
         self._threads = torch.get_num_threads() if work >= FORK_WORK else 1
         self._way = way
+        self.sameness: Hashable = (way, self._threads, tuple((length, begin) for _, _, length, begin in rows))
+        """What must be alike for two steps of one cache to differ in nothing but `places`: threads, and tokens."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, out: Tensor, *, window: int | None) -> None:
         """Store the sequences' new keys and values and fill their rows of out (N, Hq, d).
@@ -88,7 +91,7 @@ class RowTokens:
             k, v = k.contiguous(), v.contiguous()
         native.call(
             "bh_attend_rows",
-            self._rows,
+            self.places,
             len(self._kept),
             q.data_ptr(),
             k.data_ptr(),
@@ -106,22 +109,6 @@ class RowTokens:
             self._threads,
             kept=(q, k, v, out),
         )
-
-    @property
-    def sameness(self) -> Hashable:
-        """What must be alike for two steps to differ in nothing but `places`: rows, and how far they are filled."""
-        return self._way, self._threads, self._bits, tuple(self._rows[4::6]), tuple(self._rows[5::6])
-
-    @property
-    def places(self) -> ctypes.Array[ctypes.c_int64]:
-        """Where the sequences' rows are, as the kernels read it: what is written here, a replayed call works on."""
-        return self._rows
-
-
-def _addresses(row: KeptRow) -> tuple[int, int]:
-    """Of the numbers, and of their scales."""
-    assert row.numbers.is_contiguous() and (row.scales is None or row.scales.is_contiguous())
-    return row.numbers.data_ptr(), 0 if row.scales is None else row.scales.data_ptr()
 
 
 def _whole_tokens(x: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor
 from behold.kernels import native
 
 
-def best(x: Tensor, layer: ctypes.Array[ctypes.c_int64], rough: Tensor, errors: Tensor) -> Tensor | None:
-    """x (R, K) to the first largest output of each row, (R,) int64; None where an error turns out to be larger.
+def best(x: Tensor, layer: ctypes.Array[ctypes.c_int64], rough: Tensor, errors: Tensor) -> Tensor:
+    """x (R, K) to the first largest output of each row, (R,) int64; -1 where an error turns out to be larger.
 
     layer: as linear_q.Parts.numbers has it. rough: (R, N) about its outputs; what is computed is written over them.
     errors: (N,) how far they are off at most, relative to the norm of the inputs. All float32 and contiguous.
@@ -30,4 +30,4 @@ def best(x: Tensor, layer: ctypes.Array[ctypes.c_int64], rough: Tensor, errors: 
         torch.get_num_threads(),
         kept=(x, layer, rough, errors, found),
     )
-    return None if int(found.min()) < 0 else found
+    return found

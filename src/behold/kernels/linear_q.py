@@ -147,28 +147,6 @@ def wide_weights(weight: Tensor) -> tuple[Tensor, Tensor]:
     return begin, entries
 
 
-def table_rows(ids: Tensor, weight: Tensor, scale: Tensor, width: int) -> Tensor:
-    """ids (…,) int64 to the table's rows (…, width) float32.
-
-    weight, scale: an int8 layer's, the table's rows being its outputs.
-
-    Raises:
-        IndexError: an id is not a row of the table.
-    """
-    ids, rows = ids.contiguous(), scale.shape[0]
-    out = scale.new_empty((*ids.shape, width))
-    if ids.numel():
-        least, most = (int(end) for end in ids.aminmax())
-        if least < 0 or most >= rows:
-            raise IndexError(f"ids from {least} to {most}, in a table with rows 0 to {rows - 1}")
-        addresses = (weight.data_ptr(), scale.data_ptr(), out.data_ptr())
-        threads = torch.get_num_threads() if out.numel() >= FORK_PRODUCTS else 1
-        native.call(
-            "bh_table_q8", ids.data_ptr(), ids.numel(), *addresses, width, threads, kept=(ids, weight, scale, out)
-        )
-    return out
-
-
 def _nothing() -> None:
     return None
 

@@ -26,6 +26,21 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return out
 
 
+def suits_angles(positions: Tensor, frequencies: Tensor) -> bool:
+    """Whether `angles` can be used."""
+    return native.LIBRARY is not None and positions.dtype is torch.int64 and native.ready(frequencies)
+
+
+def angles(positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+    """(N,) int64 and (d / 2,) to cosines and signed sines, (N, 1, d) each, as behold.nn.rotary.Rotary."""
+    positions, (half,) = positions.contiguous(), frequencies.shape
+    cosines, sines = (frequencies.new_empty(len(positions), 1, 2 * half) for _ in range(2))
+    addresses = (positions.data_ptr(), frequencies.data_ptr(), cosines.data_ptr(), sines.data_ptr())
+    kept = (positions, frequencies, cosines, sines)
+    native.call("bh_angles_f32", *addresses, len(positions), half, _threads(cosines), kept=kept)
+    return cosines, sines
+
+
 def suits_rotation(x: Tensor, cosines: Tensor, sines: Tensor) -> bool:
     """Whether `rotate` can be used."""
     return native.LIBRARY is not None and x.shape[-1] % 16 == 0 and native.ready(x, cosines, sines)

@@ -9,8 +9,6 @@ the same step, so that it matters little how a prompt was cut; for integers not 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -18,22 +16,27 @@ LARGEST = 127
 TINY = 1e-30  # so that nothing is divided by 0
 
 
-@dataclass(frozen=True, slots=True)
 class KeptRow:
-    """numbers: (L, 2, Hkv, places, d). scales: (L, 2, Hkv, places) float32 of integers, None of floats."""
+    """numbers: (L, 2, Hkv, places, d). scales: (L, 2, Hkv, places) float32 of integers, None of floats.
 
-    numbers: Tensor
-    scales: Tensor | None
+    Both stay what they are. words: their addresses (0: no scales) and the places, as kernels take them; looked up once,
+    as every step asks.
+    """
+
+    __slots__ = ("device", "dim", "dtype", "heads", "numbers", "places", "scales", "words")
+
+    def __init__(self, numbers: Tensor, scales: Tensor | None) -> None:
+        assert numbers.is_contiguous() and (scales is None or scales.is_contiguous())
+        self.numbers, self.scales = numbers, scales
+        self.dtype, self.device = numbers.dtype, numbers.device.type
+        self.heads, self.places, self.dim = numbers.shape[2:]
+        self.words = (numbers.data_ptr(), 0 if scales is None else scales.data_ptr(), self.places)
 
     @classmethod
     def empty(cls, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> KeptRow:
         """Of shape (L, 2, Hkv, places, d); dtype: a float, or torch.int8."""
         scales = torch.empty(shape[:-1], device=device) if dtype is torch.int8 else None
         return cls(torch.empty(shape, dtype=dtype, device=device), scales)
-
-    @property
-    def places(self) -> int:
-        return self.numbers.shape[3]
 
     def take(self, source: KeptRow, start: int, stop: int) -> None:
         """Places [start, stop) as another row has them."""

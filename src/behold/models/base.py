@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+UNKNOWN = -1  # in place of an id
 FEW_ROWS = 16  # so many pass in a moment; such passes may be replayed (engine/replay.py), with one number of threads
 
 
@@ -89,7 +90,7 @@ class VisionLanguageModel(nn.Module, ABC):
     def best(self, hidden: Tensor) -> Tensor | None:
         """(R, D) hidden rows to the ids, (R,) int64, of their largest logits: the first of those that are equal.
 
-        None where no way is shorter than to compute all logits.
+        UNKNOWN where it was not found. None where no way is shorter than to compute all logits.
         """
         plain = type(self).logits is VisionLanguageModel.logits  # a family may do more to them
         return self.decoder.best(hidden) if plain else None

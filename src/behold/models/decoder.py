@@ -110,12 +110,7 @@ class Decoder(nn.Module):
 
         wanted: (R,) the rows that are returned, as (R, D); None for all. The last layer spares the others' work.
         """
-        return self.through(embeddings, self.rotary(positions, embeddings.dtype), cache, wanted)
-
-    def through(
-        self, embeddings: Tensor, angles: tuple[Tensor, Tensor], cache: CacheView, wanted: Tensor | None = None
-    ) -> Tensor:
-        """`forward` with the cosines and sines of the positions, as Rotary makes them."""
+        angles = self.rotary(positions, embeddings.dtype)
         hidden = embeddings
         last = len(self.layers) - 1
         for number, layer in enumerate(self.layers):
@@ -135,7 +130,10 @@ class Decoder(nn.Module):
         return out
 
     def best(self, hidden: Tensor) -> Tensor | None:
-        """(R, D) to the first of the largest logits of each row, (R,) int64; None where the logits are to be asked."""
+        """(R, D) to the first of the largest logits of each row, (R,) int64.
+
+        UNKNOWN where it was not found, and None where that is so for all: the logits are to be asked.
+        """
         head: nn.Module = self.embed_tokens if self.lm_head is None else self.lm_head
         if isinstance(head, QuantizedEmbedding):
             head = head.layer

@@ -57,6 +57,8 @@ class Rotary(nn.Module):
 
     def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """(N,) positions to cosines and signed sines, (N, 1, d) each: one head axis to broadcast over."""
+        if dtype is torch.float32 and pointwise_f32.suits_angles(positions, self.frequencies):
+            return pointwise_f32.angles(positions, self.frequencies)
         angles = positions.to(torch.float32)[:, None, None] * self.frequencies
         cosines, sines = angles.cos(), angles.sin()
         return torch.cat((cosines, cosines), dim=-1).to(dtype), torch.cat((-sines, sines), dim=-1).to(dtype)

@@ -45,7 +45,10 @@ class Int8Head(Int8Linear):
         return exact | named | {"errors": _errors(exact, rough, *weight.shape)}
 
     def best(self, x: Tensor) -> Tensor | None:
-        """x (R, in) to the first largest output of each row, (R,) int64; None where the outputs are to be asked."""
+        """x (R, in) to the first largest output of each row, (R,) int64, or -1 where it was not found.
+
+        None where the outputs are to be asked.
+        """
         if not (self.has_kernel and self.in_features <= Int4Linear.MOST_INPUTS and native.ready(x)):
             return None
         if self._forward_hooks or not 0 < len(x) <= MOST_ROWS:

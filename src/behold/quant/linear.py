@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from behold.kernels import linear_q, native
+from behold.kernels import linear_q, native, tables
 from behold.quant import integers
 from behold.quant.rounding import (
     GROUP,
@@ -258,8 +258,8 @@ class QuantizedEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """(…,) to (…, width) in the model's type."""
         weight, scale = self.layer.weight, self.layer.scale
-        if native.LIBRARY is not None and ids.is_cpu and ids.dtype is torch.int64:
-            return linear_q.table_rows(ids, weight, scale, self.embedding_dim).to(self.dtype)
+        if tables.suits(ids):
+            return tables.rows_q8(ids, weight, scale, self.embedding_dim).to(self.dtype)
         rows = weight[ids // PANEL, :, ids % PANEL].flatten(-2)[..., : self.embedding_dim]
         return (rows.float() * scale[ids][..., None]).to(self.dtype)
 

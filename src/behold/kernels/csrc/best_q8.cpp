@@ -6,6 +6,7 @@
 
 #include "linear_q.h"
 #include "pool.h"
+#include "replay.h"
 
 namespace {
 
@@ -106,3 +107,5 @@ BH_EXPORT void bh_best_q8(const float *x, const Layer *layer, float *rough, cons
         best[m] = all.trusted ? all.column : NOT_FOUND;
     }
 }
+
+BH_REPLAYABLE(bh_best_q8)

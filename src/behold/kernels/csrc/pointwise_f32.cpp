@@ -18,6 +18,23 @@ BH_EXPORT void bh_rms_norm_f32(const float *x, const float *weight, float *y, in
     });
 }
 
+// Cosines and signed sines (rows, 2 half) of the positions (rows), as bh_rotate_f32 wants them: those of the angles
+// position * frequencies (half) twice, the sines negative at first.
+BH_EXPORT void bh_angles_f32(const int64_t *positions, const float *frequencies, float *cosines, float *sines,
+                             int64_t rows, int64_t half, int threads) {
+    in_parallel(rows, grain(16 * half), threads, [&](int64_t begin, int64_t end) {
+        for (int64_t row = begin; row < end; row++) {
+            float *cosine = cosines + row * 2 * half, *sine = sines + row * 2 * half;
+            for (int64_t i = 0; i < half; i++) {
+                const float angle = static_cast<float>(positions[row]) * frequencies[i];
+                cosine[i] = cosine[half + i] = std::cos(angle);
+                sine[half + i] = std::sin(angle);
+                sine[i] = -sine[half + i];
+            }
+        }
+    });
+}
+
 // y = x * cosines + (second half, first half of x) * sines for each head of x (rows, heads, dim), the cosines and signed
 // sines (rows, dim) being a row's own; dim is a multiple of 16. From one row to the next it is x_row and y_row numbers;
 // y may be x.
@@ -47,6 +64,7 @@ BH_EXPORT void bh_silu_times_f32(const float *gate, const float *up, float *y, i
     });
 }
 
+BH_REPLAYABLE(bh_angles_f32)
 BH_REPLAYABLE(bh_rms_norm_f32)
 BH_REPLAYABLE(bh_rotate_f32)
 BH_REPLAYABLE(bh_silu_times_f32)
