@@ -11,12 +11,11 @@ from typing import Any
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
+from behold.pages import Advice, advise
+
 _ONE_PIECE_BYTES = 1 << 30
 _MAPPED_BYTES = 32 << 20  # so much the C library always maps by itself
-_MADV_HUGEPAGE = 14  # Linux
-_MADV_POPULATE_WRITE = 23  # since 5.14
 _LIKELY_RATIO = 64  # photographs have 10 to 30 bytes of pixels a byte of file; one colour, or a file cut off, more
-_PAGE_BYTES = 1 << 12
 _block_size = threading.Lock()
 
 
@@ -107,15 +106,13 @@ def prepare(image: ImageFile, n_bytes: int) -> None:
     if sys.platform == "linux" and size > _MAPPED_BYTES and image.mode == "RGB":
         with suppress(OSError, AttributeError, ValueError, TypeError):  # then they are small, as everywhere else
             address, owner = lent(image.im)
-            begin = -(-address // _PAGE_BYTES) * _PAGE_BYTES
-            pages = begin, (address + size - begin) // _PAGE_BYTES * _PAGE_BYTES
-            _advise(*pages, _MADV_HUGEPAGE)
+            advise(address, size, Advice.LARGE)
             if size <= _LIKELY_RATIO * n_bytes:
-                threading.Thread(target=_advise, args=(*pages, _MADV_POPULATE_WRITE, owner), daemon=True).start()
+                threading.Thread(target=_populate, args=(address, size, owner), daemon=True).start()
             del owner
 
 
-def _advise(begin: int, length: int, advice: int, owner: object = None) -> None:
-    """The system's `madvise`, whatever it answers. owner: keeps the memory meanwhile."""
-    ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(length), advice)
+def _populate(address: int, n_bytes: int, owner: object) -> None:
+    """owner: keeps the memory meanwhile."""
+    advise(address, n_bytes, Advice.WRITE)
     del owner

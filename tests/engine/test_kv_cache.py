@@ -12,6 +12,7 @@ from behold.engine import kv_cache
 from behold.engine.kv_cache import KVCache
 from behold.errors import OptionError
 from behold.kernels import attention
+from behold.kernels import rows as kept_rows
 from behold.kernels.rows import KeptRow
 from behold.nn.attention import AttentionPlan, attend_one
 from tests.engine.fake import FakeModel
@@ -191,6 +192,28 @@ def test_places_that_will_be_needed_soon_are_there_from_the_start() -> None:
     assert under_test.rows[0].places == 512
     under_test.grow(1, 100, reserve=100_000)
     assert under_test.rows[1].places == 512, "not all that may ever be needed"
+
+
+def test_rows_that_are_mostly_filled_lie_in_large_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(KeptRow, "in_large_pages", lambda row: asked.append(row.places))
+    rows = cache(stored=torch.int8)
+    rows.grow(0, 700, reserve=720)
+    rows.grow(1, 40, reserve=1000)
+    rows.grow(0, 701, reserve=720)
+    assert asked == [rows.rows[0].places]
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.int8])
+def test_what_lies_in_large_pages_is_told_once_for_each_part(
+    stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[int, int] = {}
+    monkeypatch.setattr(kept_rows, "advise", lambda address, n_bytes, _: told.update({address: n_bytes}))
+    row = KeptRow.empty((2, 2, HKV, 64, D), stored, torch.device("cpu"))
+    row.in_large_pages()
+    parts = [part for part in (row.numbers, row.scales) if part is not None]
+    assert told == {part.data_ptr(): part.nbytes for part in parts}
 
 
 def test_memory_that_costs_at_once_is_no_more_than_reserved() -> None:

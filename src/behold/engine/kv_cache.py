@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 FLOOR_BYTES = 1 << 30
 KEPT_BYTES = 1 << 27, 1 << 30  # at least and at most, of finished sequences
 SLACK_TOKENS = 256
+# The share of a row that is filled at once, from which it lies in large pages: they take memory for all of it.
+FULL = 2 / 3
 KV_DTYPES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
 
 
@@ -68,6 +70,8 @@ class KVCache:
         old = self.rows.get(row)
         if old is None or old.places < tokens:
             new = KeptRow.empty(self._shape(tokens, reserve), self.dtype, self.device)
+            if tokens >= new.places * FULL:
+                new.in_large_pages()
             if old is not None:
                 new.take(old, 0, old.places)
             self.rows[row] = new

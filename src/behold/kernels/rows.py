@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from behold.pages import Advice, advise
+
 LARGEST = 127
 TINY = 1e-30  # so that nothing is divided by 0
 
@@ -37,6 +39,12 @@ class KeptRow:
         """Of shape (L, 2, Hkv, places, d); dtype: a float, or torch.int8."""
         scales = torch.empty(shape[:-1], device=device) if dtype is torch.int8 else None
         return cls(torch.empty(shape, dtype=dtype, device=device), scales)
+
+    def in_large_pages(self) -> None:
+        """Has the system keep it so, where it can: attention is a tenth faster. Before the first key is put."""
+        for tensor in (self.numbers, self.scales):
+            if tensor is not None and tensor.is_cpu:
+                advise(tensor.data_ptr(), tensor.nbytes, Advice.LARGE)
 
     def take(self, source: KeptRow, start: int, stop: int) -> None:
         """Places [start, stop) as another row has them."""

@@ -12,12 +12,9 @@ for a picture it is given back at once: the system still has it in its cache of 
 
 from __future__ import annotations
 
-import ctypes
 import json
-import mmap
 import os
 import shutil
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -31,13 +28,13 @@ from torch import Tensor
 
 from behold.checkpoint.weights import dtype_name, file_contents, map_as_all
 from behold.errors import WeightsError
+from behold.pages import Advice, advise
 from behold.quant import cache
 
 ALIGNMENT = 64
 _BLOCK = 1 << 21  # bytes; a large page has as many on x86 and, most often, on ARM
 _PAD = "pad."
 _READ_AHEAD = 1 << 23  # bytes to ask for at a time, in order
-_MADV_POPULATE_READ = 22  # Linux 5.14; the module mmap does not name it
 _SPARE_BYTES = 10**9  # of the disk that are left to others
 
 
@@ -176,41 +173,29 @@ class Pages:
     wants to change a model changes norms and biases. A copy is None, as it would speak of the original's tensors.
     """
 
-    __slots__ = ("_give_back", "_mapping", "_ranges")
+    __slots__ = ("_mapping", "_ranges")
 
     def __init__(self, mapping: Tensor, tensors: Iterable[Tensor]) -> None:
         """mapping: of the whole file. tensors: those that do not lie in it are left alone."""
         self._mapping = mapping
-        self._ranges = [] if mapping.is_inference() else [*_whole_pages(mapping, tensors)]
-        self._give_back = _madvise() if self._ranges else None
+        self._ranges = [] if mapping.is_inference() else [*_places(mapping, tensors)]
 
     def __call__(self) -> None:
-        if self._give_back is not None and not self._mapping._version:
+        if self._ranges and not self._mapping._version:
             for start, n_bytes in self._ranges:
-                self._give_back(start, n_bytes, mmap.MADV_DONTNEED)
+                advise(start, n_bytes, Advice.TAKE_BACK)
 
     def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
         return _nothing, ()
 
 
-def _whole_pages(mapping: Tensor, tensors: Iterable[Tensor]) -> Iterator[tuple[int, int]]:
-    """(address, bytes) of the pages that nothing else of the file shares."""
+def _places(mapping: Tensor, tensors: Iterable[Tensor]) -> Iterator[tuple[int, int]]:
+    """(address, bytes) of the packed weights among some tensors."""
     first, last = mapping.data_ptr(), mapping.data_ptr() + mapping.nbytes
     for tensor in tensors:
         start, stop = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
         if tensor.is_cpu and not tensor.is_floating_point() and first <= start and stop <= last:
-            start, stop = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, stop // mmap.PAGESIZE * mmap.PAGESIZE
-            if start < stop:
-                yield start, stop - start
-
-
-def _madvise() -> Callable[[int, int, int], int] | None:
-    """The system's call, where its advice means that private pages are read from the file again: on Linux."""
-    if sys.platform != "linux":
-        return None
-    call = ctypes.CDLL(None).madvise
-    call.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return call
+            yield start, tensor.nbytes
 
 
 def _nothing() -> None:
@@ -248,16 +233,15 @@ def _read_ahead(path: Path) -> None:
     if not hasattr(os, "posix_fadvise"):
         return
     with suppress(OSError, RuntimeError), path.open("rb", buffering=0) as file:
-        size, advise = path.stat().st_size, _madvise()
+        size = path.stat().st_size
         mapping = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
-        if advise is not None:
-            advise(mapping.data_ptr(), size, mmap.MADV_HUGEPAGE)
+        advise(mapping.data_ptr(), size, Advice.LARGE)
         for start in range(0, size, _READ_AHEAD):
             piece = mapping.data_ptr() + start, min(_READ_AHEAD, size - start)
-            if advise is None or advise(*piece, _MADV_POPULATE_READ):
-                os.posix_fadvise(file.fileno(), start, _READ_AHEAD, os.POSIX_FADV_WILLNEED)
+            if advise(*piece, Advice.READ):
+                advise(*piece, Advice.TAKE_BACK)  # it is not to count as ours twice
             else:
-                advise(*piece, mmap.MADV_DONTNEED)  # it is not to count as ours twice
+                os.posix_fadvise(file.fileno(), start, _READ_AHEAD, os.POSIX_FADV_WILLNEED)
 
 
 def _sync_folder(folder: Path) -> None:
