@@ -164,7 +164,7 @@ def test_one_weight_is_in_memory_at_a_time(tmp_path: Path) -> None:
         def takes(self, name: str) -> bool:
             return True
 
-        def __call__(self, name: str, layer: nn.Module) -> None:
+        def __call__(self, name: str, layer: nn.Module, weight: object) -> None:
             assert [ref() for ref in decoded] == [None] * len(decoded)
             decoded.append(weakref.ref(layer.weight))
             module[int(name)] = nn.Identity()

@@ -218,6 +218,34 @@ def test_large_weights_are_rounded_in_portions(kind: type[QuantizedLinear], monk
 
 
 @schemes
+def test_weights_that_are_read_by_rows(kind: type[QuantizedLinear], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The codes are the same, and never are more rows wanted than are rounded at a time."""
+    full, asked = layer(50, 170).bfloat16(), []
+
+    class Watched:
+        shape, dtype, device, nbytes = full.weight.shape, torch.bfloat16, torch.device("cpu"), full.weight.nbytes
+
+        def __getitem__(self, rows: slice) -> torch.Tensor:
+            asked.append(rows)
+            return full.weight[rows]
+
+    whole = kind.of(full).state()
+    monkeypatch.setattr("behold.quant.linear.AT_ONCE", 64 * 50)
+    missing = nn.Linear(50, 170, device="meta")
+    missing.bias = full.bias
+    parts = kind.of(missing, Watched()).state()
+    assert parts.keys() == whole.keys() and all(torch.equal(parts[name], whole[name]) for name in whole)
+    assert asked == [slice(0, 64), slice(64, 128), slice(128, 192)]
+
+
+@schemes
+def test_some_of_its_weights_are_widened(kind: type[QuantizedLinear]) -> None:
+    small = kind.of(layer(70, 100))
+    for rows in (slice(0, 100), slice(0, 32), slice(31, 65), slice(64, 100), slice(99, 100)):
+        assert torch.equal(small.wide(rows.start, rows.stop), small.dequantized()[rows])
+
+
+@schemes
 def test_it_says_what_it_is(kind: type[QuantizedLinear]) -> None:
     assert repr(kind.of(layer())) == f"{kind.__name__}(in_features=96, out_features=40, bias=True)"
 

@@ -2,8 +2,8 @@
 
 The module is built on the meta device, so nothing is initialised twice. A tensor whose type already fits stays memory
 mapped on the CPU (a private mapping: the file is never written to); any other is read, converted and placed alone, so
-the peak is the module plus one tensor. File format: github.com/huggingface/safetensors (8 bytes little-endian header
-length, a JSON header, the data).
+the peak is the module plus one tensor. What is replaced at once stays in its file and is read by rows (rows.py). File
+format: github.com/huggingface/safetensors (8 bytes little-endian header length, a JSON header, the data).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from behold.checkpoint.rename import RenameRules
+from behold.checkpoint.rows import StoredRows, fetched, read_bytes
 from behold.errors import CheckpointNotFoundError, WeightsError
 
 _TORCH_DTYPES = {
@@ -69,7 +70,9 @@ class Finisher(Protocol):
         """Whether it will replace the submodule: its weights then come on the CPU, in the type they are stored in."""
         ...
 
-    def __call__(self, name: str, module: nn.Module) -> object: ...
+    def __call__(self, name: str, module: nn.Module, weight: StoredRows | None) -> object:
+        """weight: the module's parameter of that name where it is still in its file; only of what it `takes`."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,18 +108,7 @@ class StoredTensor:
     def read(self) -> Tensor:
         """A private copy. Read, not mapped: mapped pages would count as memory beside the converted tensor."""
         assert self.torch_dtype is not None
-        if not self.n_bytes:
-            return torch.empty(self.shape, dtype=self.torch_dtype)
-        buffer = bytearray(self.n_bytes)
-        with self.path.open("rb", buffering=0) as file:
-            file.seek(self.start)
-            view, done = memoryview(buffer), 0
-            while done < self.n_bytes:
-                got = file.readinto(view[done:])
-                if not got:
-                    raise WeightsError(f"{self.path} ended while {self.name!r} was read. Download it again.")
-                done += got
-        return torch.frombuffer(buffer, dtype=self.torch_dtype).view(self.shape)
+        return read_bytes(self.path, self.start, self.n_bytes).view(self.torch_dtype).view(self.shape)
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -185,28 +177,34 @@ def load_weights(
     # by name: a list of the modules themselves would keep alive those that `finished` replaces
     owners = {name: [key for key, _ in owner.named_parameters(recurse=False)] for name, owner in module.named_modules()}
 
-    def read(prefix: str) -> list[Tensor]:
+    def read(prefix: str) -> list[Tensor | StoredRows]:
         replaced = finished is not None and finished.takes(prefix)
         tensors = [plan[f"{prefix}.{key}" if prefix else key] for key in owners[prefix]]
         if replaced:
-            return [tensor.read() for tensor in tensors]
+            kinds = zip(owners[prefix], tensors, strict=True)
+            return [fetched(t) if key == "weight" and isinstance(t, StoredTensor) else t.read() for key, t in kinds]
         return [_materialise(tensor, mappings, device, dtype) for tensor in tensors]
 
     for prefix, values in _read_ahead(read, [prefix for prefix, keys in owners.items() if keys], finished is not None):
-        owner = module.get_submodule(prefix)
+        owner, weight = module.get_submodule(prefix), None
         for key in owners[prefix]:
-            setattr(owner, key, nn.Parameter(values.pop(0), requires_grad=False))
+            value = values.pop(0)
+            if isinstance(value, StoredRows):
+                weight = value
+            else:
+                setattr(owner, key, nn.Parameter(value, requires_grad=False))
+            del value
             done += plan[f"{prefix}.{key}" if prefix else key].n_bytes
             if progress:
                 progress(done, total)
         if finished:
-            finished(prefix, owner)
+            finished(prefix, owner, weight)
         del owner  # it would stay in memory beside the next one
 
 
 def _read_ahead(
-    read: Callable[[str], list[Tensor]], names: list[str], ahead: bool
-) -> Iterator[tuple[str, list[Tensor]]]:
+    read: Callable[[str], list[Tensor | StoredRows]], names: list[str], ahead: bool
+) -> Iterator[tuple[str, list[Tensor | StoredRows]]]:
     """(name, what was read for it), each read while the one before is worked on, or only when its turn comes."""
     if not ahead:
         yield from ((name, read(name)) for name in names)

@@ -7,7 +7,7 @@ rows with loud channels, where the norm before the layer makes some.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,12 +17,12 @@ from torch.nn import functional as F
 
 from behold.quant.float8 import Float8Linear
 from behold.quant.head import LEAST_WEIGHTS, Int8Head
-from behold.quant.linear import Int4Linear, Int8Linear, QuantizedEmbedding, QuantizedLinear
+from behold.quant.linear import Int4Linear, Int8Linear, QuantizedEmbedding, QuantizedLinear, Rows
 from behold.quant.schemes import FULL, GATES, PACKED, SAFER, Layer, find_scheme
 
 _LINEARS: dict[str, type[QuantizedLinear]] = {"int8": Int8Linear, "int4": Int4Linear, "float8": Float8Linear}
 _PROBE_ROWS = 8
-_PIECE = 1 << 22  # weights that are widened at a time
+_PIECE = 1 << 20  # weights that are widened at a time
 _LOUD = 8.0  # a norm's weight that is so much above or below its others makes a channel loud or quiet
 _NORMED = {  # by the ends of layers' names: what their norms are called in the block that has both
     **dict.fromkeys(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("input_layernorm", "layer_norm1")),
@@ -83,21 +83,28 @@ class Quantizer:
         """Whether the submodule of this name is replaced, so that its weight may come in any type."""
         return name in self._asked
 
-    def __call__(self, name: str, module: nn.Module) -> Quantized | None:
-        """Replaces a filled submodule; returns what took its place, None where it stays."""
+    def __call__(self, name: str, module: nn.Module, weight: Rows | None = None) -> Quantized | None:
+        """Replaces a filled submodule; returns what took its place, None where it stays.
+
+        weight: in place of the module's own, which may still be missing; it is filled where the module stays.
+        """
         asked = self._asked.get(name)
         if asked is None:
             return None
         assert isinstance(module, nn.Linear | nn.Embedding)
-        dtype = self._dtype or module.weight.dtype
-        on_cpu = (self._device or module.weight.device).type == "cpu"
+        full = module.weight.detach() if weight is None else weight
+        dtype = self._dtype or full.dtype
+        on_cpu = (self._device or full.device).type == "cpu"
         channels = _channels_before(self._model, name)
-        small, layer = round_layer(name, module, asked, head=on_cpu and name == self._head, channels=channels)
+        is_head = on_cpu and name == self._head
+        small, layer = round_layer(name, module, asked, head=is_head, channels=channels, weight=full)
         if name in self._arrived:
-            before = layer.bytes_before - module.weight.nbytes + self._arrived[name]
+            before = layer.bytes_before - full.nbytes + self._arrived[name]
             layer = replace(layer, bytes_before=before)
         self.layers.append(layer)
         if small is None:
+            if weight is not None:
+                module.weight = nn.Parameter(weight[:], requires_grad=False)
             module.to(device=self._device, dtype=dtype)
             return None
         small.to(device=self._device, dtype=dtype)
@@ -127,13 +134,14 @@ def round_layer(
     *,
     head: bool = False,
     channels: Tensor | None = None,
+    weight: Rows | None = None,
 ) -> tuple[Quantized | None, Layer]:
     """(the layer in the first form from `asked` on that keeps its gate, None where none does; what became of it).
 
     head: it chooses among ids, on a CPU. channels: (K,) how loud the layer's inputs are, where some are louder or
-    quieter than the rest.
+    quieter than the rest. weight: in place of the module's own, which may be missing.
     """
-    weight = module.weight.detach()
+    weight = module.weight.detach() if weight is None else weight
     bias = module.bias if isinstance(module, nn.Linear) else None
     before = weight.nbytes + (0 if bias is None else bias.nbytes)
     if bias is not None:
@@ -141,15 +149,15 @@ def round_layer(
     refused: dict[str, float] = {}
     scheme = asked
     while scheme != FULL:
-        int8 = Int8Head if head and weight.numel() >= LEAST_WEIGHTS else Int8Linear
+        int8 = Int8Head if head and weight.shape.numel() >= LEAST_WEIGHTS else Int8Linear
         if isinstance(module, nn.Embedding):
-            small: Quantized = QuantizedEmbedding.of(module, int8)
+            small: Quantized = QuantizedEmbedding.of(module, int8, weight)
         else:
-            small = (int8 if scheme == "int8" else _LINEARS[scheme]).of(module)
+            small = (int8 if scheme == "int8" else _LINEARS[scheme]).of(module, weight)
         error = probe_error(small, weight, bias)
         if channels is not None and isinstance(small, QuantizedLinear):
             rows = _signs(weight.shape[1]) * channels
-            error = max(error, relative_error(full_product(rows, small.dequantized()), full_product(rows, weight)))
+            error = max(error, relative_error(_wide_product(rows, small), full_product(rows, weight)))
         if error <= GATES[scheme]:
             return small, Layer(name, asked, scheme, before, small.n_bytes, error, refused)
         refused[scheme] = error
@@ -157,7 +165,7 @@ def round_layer(
     return None, Layer(name, asked, FULL, before, before, 0.0, refused)
 
 
-def probe_error(small: Quantized, weight: Tensor, bias: Tensor | None) -> float:
+def probe_error(small: Quantized, weight: Rows, bias: Tensor | None) -> float:
     """The relative error of a layer's output, without bias, on the same few rows of random signs for every layer.
 
     Such rows are as good as any others without a direction, and their own rounding is exact: what shows is that of the
@@ -190,11 +198,32 @@ def _channels_before(model: nn.Module, name: str) -> Tensor | None:
     return channels if float(sizes.max()) > _LOUD * middle or float(sizes.min()) * _LOUD < middle else None
 
 
-def full_product(x: Tensor, weight: Tensor) -> Tensor:
+def full_product(x: Tensor, weight: Rows) -> Tensor:
     """x (M, K) float32 times weight (N, K) of any type, (M, N) float32; the weight is widened a piece at a time."""
-    rows = max(_PIECE // weight.shape[1], 1)
-    starts = range(0, weight.shape[0], rows)
-    return torch.cat([F.linear(x, weight[start : start + rows].float()) for start in starts], dim=-1)
+    wide = torch.empty(0, dtype=torch.float32, device=x.device)
+
+    def piece(start: int, stop: int) -> Tensor:
+        """All into the same place: the heap would grow by each, as what is kept of the one before lies behind it."""
+        rows = weight[start:stop]
+        return wide.resize_(rows.shape).copy_(rows)
+
+    return _by_pieces(x, weight.shape[0], piece)
+
+
+def _wide_product(x: Tensor, layer: QuantizedLinear) -> Tensor:
+    """As full_product, with the weights that a layer uses; x is not rounded."""
+    return _by_pieces(x, layer.out_features, layer.wide)
+
+
+@torch.no_grad()
+def _by_pieces(x: Tensor, n: int, piece: Callable[[int, int], Tensor]) -> Tensor:
+    """x (M, K) times the float32 rows, n in all, of which `piece` gives those from one number up to another."""
+    out = torch.empty(len(x), n, dtype=torch.float32, device=x.device)
+    at_once = max(_PIECE // x.shape[1], 1)
+    for start in range(0, n, at_once):
+        stop = min(start + at_once, n)
+        out[:, start:stop] = F.linear(x, piece(start, stop))
+    return out
 
 
 def relative_error(ours: Tensor, exact: Tensor) -> float:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from behold.quant.linear import QuantizedLinear
+from behold.quant.linear import QuantizedLinear, Rows
 
 CODE = torch.float8_e4m3fn
 LARGEST = torch.finfo(CODE).max  # 448
@@ -37,7 +37,7 @@ class Float8Linear(QuantizedLinear):
     MOST_INPUTS = 0  # there is no compiled kernel
 
     @classmethod
-    def _rounded(cls, weight: Tensor) -> dict[str, Tensor]:
+    def _rounded(cls, weight: Rows) -> dict[str, Tensor]:
         n, k = weight.shape
         rows, columns = n + -n % SIDE, k + -k % SIDE
         codes = torch.zeros(rows, columns, dtype=CODE, device=weight.device)
@@ -75,15 +75,11 @@ class Float8Linear(QuantizedLinear):
         wide = x.float() if x.is_cpu else x  # CPUs without units for 16-bit floats take very long over them
         at_once = max(_PIECE // self.in_features, 1)
         starts = range(0, self.out_features, at_once)
-        parts = [F.linear(wide, self._wide(start, start + at_once).to(wide.dtype)) for start in starts]
+        parts = [F.linear(wide, self.wide(start, start + at_once).to(wide.dtype)) for start in starts]
         out = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         return (out if self.bias is None else out + self.bias.to(out.dtype)).to(x.dtype)
 
-    def dequantized(self) -> Tensor:
-        return self._wide(0, self.out_features)
-
-    def _wide(self, start: int, stop: int) -> Tensor:
-        """Rows of the weights, float32."""
+    def wide(self, start: int, stop: int) -> Tensor:
         rows = slice(start, min(stop, self.out_features))
         return self.weight[rows, : self.in_features].float().mul_(self.scale[rows, None])
 

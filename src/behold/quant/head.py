@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from behold.kernels import best_q8, linear_q, native
-from behold.quant.linear import Int4Linear, Int8Linear, portions
+from behold.quant.linear import Int4Linear, Int8Linear, Rows, portions
 
 WIDTH = 8.0  # standard deviations
 OF_INPUTS = 0.02  # of an output, at most, by the rounding of inputs
@@ -39,7 +39,7 @@ class Int8Head(Int8Linear):
     _exact: ctypes.Array[ctypes.c_int64]
 
     @classmethod
-    def _rounded(cls, weight: Tensor) -> dict[str, Tensor]:
+    def _rounded(cls, weight: Rows) -> dict[str, Tensor]:
         exact, rough = Int8Linear._rounded(weight), Int4Linear._rounded(weight)
         named = {_ROUGH + name: tensor for name, tensor in rough.items()}
         return exact | named | {"errors": _errors(exact, rough, *weight.shape)}

@@ -14,6 +14,7 @@ from behold.device import give_back_memory
 from behold.nn.seldom import Seldom
 from behold.quant import cache
 from behold.quant.apply import Quantizer, restore, tensors_of
+from behold.quant.linear import Rows
 from behold.quant.schemes import Layer
 from behold.quant.weights_file import Mapped, Pages, WeightsFile, map_file
 
@@ -110,8 +111,8 @@ class Keeper:
         """As Quantizer has it."""
         return self._quantizer.takes(name)
 
-    def __call__(self, name: str, module: nn.Module) -> None:
-        small = self._quantizer(name, module)
+    def __call__(self, name: str, module: nn.Module, weight: Rows | None = None) -> None:
+        small = self._quantizer(name, module, weight)
         self._untrimmed += 0 if small is None else small.n_bytes
         if self._untrimmed >= _TRIM_BYTES:
             self._untrimmed = 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,22 @@ from behold.quant.rounding import (
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-AT_ONCE = 1 << 22  # weights that are rounded at a time: what is needed beside the result stays small
+AT_ONCE = 1 << 20  # weights that are rounded at a time: what is needed beside the result stays small
+
+
+class Rows(Protocol):
+    """What a tensor is to those who look at a few rows at a time: others may read them from a file."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def nbytes(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> Tensor: ...
 
 
 class QuantizedLinear(nn.Module, ABC):
@@ -61,9 +76,9 @@ class QuantizedLinear(nn.Module, ABC):
         self._kernel: linear_q.Kernel | None = None
 
     @classmethod
-    def of(cls, linear: nn.Linear) -> Self:
-        """The same layer, rounded; nothing of `linear` is kept."""
-        state = cls._rounded(linear.weight.detach())
+    def of(cls, linear: nn.Linear, weight: Rows | None = None) -> Self:
+        """The same layer, rounded; nothing of `linear` is kept. weight: in place of its own, which may be missing."""
+        state = cls._rounded(linear.weight.detach() if weight is None else weight)
         if linear.bias is not None:
             state["bias"] = linear.bias.detach().to(torch.float32, copy=True)
         return cls(state, in_features=linear.in_features, out_features=linear.out_features)
@@ -75,7 +90,7 @@ class QuantizedLinear(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def _rounded(cls, weight: Tensor) -> dict[str, Tensor]:
+    def _rounded(cls, weight: Rows) -> dict[str, Tensor]:
         """The state, without bias, of (out, in) weights."""
 
     def state(self) -> dict[str, Tensor]:
@@ -128,9 +143,13 @@ class QuantizedLinear(nn.Module, ABC):
     def _product(self, x: Tensor) -> Tensor:
         """(M, in) to (M, out), contiguous float32 on a CPU, in torch."""
 
-    @abstractmethod
     def dequantized(self) -> Tensor:
         """(out, in) float32 weights as this layer uses them."""
+        return self.wide(0, self.out_features)
+
+    @abstractmethod
+    def wide(self, start: int, stop: int) -> Tensor:
+        """(stop - start, in) of `dequantized`, those of some outputs; nothing else is widened."""
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
@@ -153,7 +172,7 @@ class Int8Linear(QuantizedLinear):
     MOST_INPUTS, INPUT_BITS = linear_q.MAX_INPUTS_8, 7
 
     @classmethod
-    def _rounded(cls, weight: Tensor) -> dict[str, Tensor]:
+    def _rounded(cls, weight: Rows) -> dict[str, Tensor]:
         n, k = weight.shape
         device = weight.device
         state = {
@@ -170,8 +189,10 @@ class Int8Linear(QuantizedLinear):
     def _product(self, x: Tensor) -> Tensor:
         return self._torch(x, self._integers, self.scale, self.sums, self.bias)
 
-    def dequantized(self) -> Tensor:
-        return self._integers().float().mul_(self.scale[:, None])
+    def wide(self, start: int, stop: int) -> Tensor:
+        first, last = start // PANEL, -(-stop // PANEL)
+        integers = unpack(self.weight[first:last], stop - first * PANEL, self.in_features)[start - first * PANEL :]
+        return integers.float().mul_(self.scale[start:stop, None])
 
     def _integers(self) -> Tensor:
         return unpack(self.weight, self.out_features, self.in_features)
@@ -189,7 +210,7 @@ class Int4Linear(QuantizedLinear):
     multipliers: Tensor
 
     @classmethod
-    def _rounded(cls, weight: Tensor) -> dict[str, Tensor]:
+    def _rounded(cls, weight: Rows) -> dict[str, Tensor]:
         n, k = weight.shape
         panels, groups, device = -(-n // PANEL), -(-k // GROUP), weight.device
         state = {
@@ -211,11 +232,13 @@ class Int4Linear(QuantizedLinear):
     def _product(self, x: Tensor) -> Tensor:
         return F.linear(integers.rounded_inputs(x, self.INPUT_BITS), self.dequantized(), self.bias)
 
-    def dequantized(self) -> Tensor:
-        codes = unpack_codes(self.weight, self.out_features).float().sub_(8)
-        factors = self.multipliers.transpose(1, 2).reshape(-1, self.multipliers.shape[1])[: self.out_features]
-        groups = codes.view(*factors.shape, GROUP).mul_((factors * self.scale[:, None])[..., None])
-        return groups.view(self.out_features, -1)[:, : self.in_features]
+    def wide(self, start: int, stop: int) -> Tensor:
+        first, last = start // PANEL, -(-stop // PANEL)
+        rows = slice(start - first * PANEL, stop - first * PANEL)
+        codes = unpack_codes(self.weight[first:last], rows.stop)[rows].float().sub_(8)
+        factors = self.multipliers[first:last].transpose(1, 2).reshape(-1, self.multipliers.shape[1])[rows]
+        groups = codes.view(*factors.shape, GROUP).mul_((factors * self.scale[start:stop, None])[..., None])
+        return groups.view(len(codes), -1)[:, : self.in_features]
 
 
 class QuantizedEmbedding(nn.Module):
@@ -229,10 +252,11 @@ class QuantizedEmbedding(nn.Module):
         self.layer = layer
 
     @classmethod
-    def of(cls, table: nn.Embedding, kind: type[Int8Linear] = Int8Linear) -> Self:
-        """The same table, rounded, as a layer of this kind; nothing of `table` is kept."""
-        rows, width = table.weight.shape
-        return cls(kind(kind._rounded(table.weight.detach()), in_features=width, out_features=rows))
+    def of(cls, table: nn.Embedding, kind: type[Int8Linear] = Int8Linear, weight: Rows | None = None) -> Self:
+        """The same table, rounded, as a layer of this kind; nothing of `table` is kept. weight: in place of its own."""
+        weight = table.weight.detach() if weight is None else weight
+        rows, width = weight.shape
+        return cls(kind(kind._rounded(weight), in_features=width, out_features=rows))
 
     @classmethod
     def from_state(
