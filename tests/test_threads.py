@@ -196,7 +196,7 @@ def two_threads() -> Iterator[None]:
 def test_a_step_leaves_torch_as_it_was(machine: Machine) -> None:
     share = Share(machine.read)
     machine.work(1, 1)
-    with share.taken():
+    with share:
         assert torch.get_num_threads() == 1
         machine.work(1, 0)
         share.reconsider()
@@ -217,13 +217,13 @@ def test_a_thread_born_meanwhile_inherits_nothing(machine: Machine) -> None:
     def later() -> None:
         torch.set_num_threads(1)
         machine.work(1, 0)
-        with share.taken():
+        with share:
             found.append(torch.get_num_threads())
         torch.set_num_threads(1)  # its own wish, this time
-        with share.taken():
+        with share:
             found.append(torch.get_num_threads())
 
-    with share.taken():
+    with share:
         thread = threading.Thread(target=later)
         thread.start()
         thread.join()

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,24 +124,32 @@ class Share:
         elif free > known + 0.75:
             self._free = int(free + 0.25)
 
-    @contextmanager
-    def taken(self) -> Iterator[None]:
-        """Work with `threads`; afterwards torch has as many as before, which are the most."""
+    def __enter__(self) -> None:
+        """Work with `threads`, until `__exit__`: after that torch has as many as before, which are the most."""
         most = torch.get_num_threads()
         if not self._driver.known:  # a thread that began while another worked with fewer has inherited those
             self._driver.known, most = True, max(most, self._most)
         self._driver.most = self._most = most
         try:
             self.reconsider()
-            yield
-        finally:
-            self._driver.most = 0
-            torch.set_num_threads(most)
+        except BaseException:  # Ctrl+C
+            self.__exit__()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        most, self._driver.most = self._driver.most, 0
+        _use(most)
 
     def reconsider(self) -> None:
-        """Between two parts of a long work; nothing happens outside `taken`."""
+        """Between two parts of a long work; nothing happens outside `with`."""
         if self._driver.most:
-            torch.set_num_threads(self.threads(self._driver.most))
+            _use(self.threads(self._driver.most))
+
+
+def _use(threads: int) -> None:
+    """Setting what is set already takes torch as long as a small kernel."""
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 SHARE = Share()

@@ -140,6 +140,7 @@ class SamplingParams:
     (prompt and answer), presence and frequency as in the OpenAI API (answer only). `ignore_eos` leaves only
     `stop_token_ids` (instead of those and the checkpoint's own) to end an answer. `loop_stop` ends an answer that
     repeats itself without end. `constraint` allows only tokens that keep to a schema, a pattern or a choice.
+    `ids_only` leaves the texts of the answer empty, for who reads its ids; it cannot go with `stop`.
     """
 
     max_new_tokens: int = 256
@@ -164,6 +165,7 @@ class SamplingParams:
     num_return_sequences: int = 1
     loop_stop: bool = False
     constraint: Constraint | None = None
+    ids_only: bool = False
 
     @property
     def greedy(self) -> bool:

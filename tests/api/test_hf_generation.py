@@ -93,6 +93,7 @@ def test_the_checkpoints_ends_are_united_and_its_own_first() -> None:
 @pytest.mark.parametrize("stop", ["###", ["###"], ("###",)])
 def test_stop_strings(stop: Any) -> None:
     assert params(stop_strings=stop).stop == ("###",)
+    assert params().ids_only and not params(stop_strings=stop).ids_only
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from behold.types import SamplingParams
         ({"stop_token_ids": frozenset({-1})}, "stop_token_ids"),
         ({"stop": "END"}, r"stop='END'.*\('END',\)"),
         ({"stop": ("",)}, "stop="),
+        ({"stop": ("END",), "ids_only": True}, r"stop=\('END',\).*ids_only"),
         ({"seed": 1.5}, "seed=1.5"),
         ({"logprobs": 101}, r"logprobs=101.*0 to 100"),
         ({"early_stopping": "always"}, "early_stopping='always'"),

@@ -117,7 +117,8 @@ class Admission:
 
     def transcript(self, params: SamplingParams) -> Transcript:
         """A fresh one: ids to visible text, under the request's stop strings."""
-        return Transcript(None if self._tokenizer is None else Detokenizer(self._tokenizer), params.stop)
+        tokenizer = None if params.ids_only else self._tokenizer
+        return Transcript(None if tokenizer is None else Detokenizer(tokenizer), params.stop)
 
     def _room(self, prompt: Prompt, params: SamplingParams) -> int:
         """New tokens that the context has room for, max_new_tokens at most."""

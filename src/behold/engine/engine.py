@@ -275,7 +275,7 @@ class Engine:
                 self._driver = me
             begin = time.perf_counter()
             step = self._schedule()
-            with SHARE.taken():
+            with SHARE:
                 output = self._runner.run(step)
             seconds = time.perf_counter() - begin
             with self._turn:

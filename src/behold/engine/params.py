@@ -115,6 +115,8 @@ def _check_stops(params: SamplingParams, has_tokenizer: bool) -> None:
     _need("stop", params.stop, ok, "a tuple of non-empty strings")
     if params.stop and not has_tokenizer:
         raise OptionError(f"stop={params.stop!r} needs a tokenizer, and this engine has none: give stop_token_ids")
+    if params.stop and params.ids_only:
+        raise OptionError(f"stop={params.stop!r} is looked for in the text, and ids_only=True makes none: drop one")
 
 
 def _check_sampling_clashes(params: SamplingParams) -> None:

@@ -10,6 +10,7 @@ chosen by the number of new tokens makes. Over rows of integers, a prompt's quer
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Hashable, Sequence
 from enum import Enum
 
@@ -68,17 +69,20 @@ class RowTokens:
         """rows: for each sequence its row, how many places are filled, how many tokens come, and which of the step's
         tokens is its first.
         """
-        words = [word for row, *numbers in rows for word in (*row.words, *numbers)]
+        self.words = [word for row, *numbers in rows for word in (*row.words, *numbers)]
         self._kept = [row for row, *_ in rows]  # as long as their addresses are used
-        self.places = (ctypes.c_int64 * len(words))(*words)
-        """Where the sequences' rows are, as the kernels read it: what is written here, a replayed call works on."""
         first = self._kept[0]
         self._bits, self._kv_heads, self._dim = 8 * first.dtype.itemsize, first.heads, first.dim
         work = sum(context + length for _, context, length, _ in rows) * first.heads * first.dim
         self._threads = torch.get_num_threads() if work >= FORK_WORK else 1
         self._way = way
         self.sameness: Hashable = (way, self._threads, tuple((length, begin) for _, _, length, begin in rows))
-        """What must be alike for two steps of one cache to differ in nothing but `places`: threads, and tokens."""
+        """What must be alike for two steps of one cache to differ in nothing but `words`: threads, and tokens."""
+
+    @functools.cached_property
+    def places(self) -> ctypes.Array[ctypes.c_int64]:
+        """`words`, where the kernels read them: when others are written here, a replayed call works on those."""
+        return (ctypes.c_int64 * len(self.words))(*self.words)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, out: Tensor, *, window: int | None) -> None:
         """Store the sequences' new keys and values and fill their rows of out (N, Hq, d).

@@ -205,6 +205,7 @@ def sampling_params(config: GenerationConfig, prompt_tokens: int) -> SamplingPar
         stop_token_ids=frozenset(eos),
         ignore_eos=True,  # the checkpoint's own ends are in eos, unless the caller replaced them
         num_beams=beams,
+        ids_only=not stop,  # which is what `generate` gives
         **(_beams(config, answers) if beams > 1 else {}),
     )
 
