@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -90,6 +91,8 @@ def test_stream_equals_complete(text_engine: Engine) -> None:
     assert [delta.finish_reason for delta in deltas] == [None] * 8 + ["length"]
     assert deltas[-1].usage == done.usage
     assert done.usage.cached_tokens == len(asked.ids) - 1, "all but the last token is kept"
+    silent = text_engine.complete([(asked, replace(params, ids_only=True))])[0]
+    assert (silent.ids, silent.text) == (done.ids, "")
 
 
 def test_stop_string_is_cut_and_never_shown_in_part(text_engine: Engine, model: FakeModel) -> None:
