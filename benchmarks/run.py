@@ -81,6 +81,9 @@ class Turns:
     def runs(self, row: Row) -> int:
         return self.options.runs if self.options.full else min(self.options.runs, row.most_runs or self.options.runs)
 
+    def loads(self, row: Row) -> int:
+        return self.runs(row) if self.options.full else min(self.runs(row), row.most_loads or self.runs(row))
+
     def decode(self, row: Row) -> int:
         most = self.options.decode if self.options.full else row.most_decode or self.options.decode
         return min(self.options.decode, most)
@@ -103,7 +106,7 @@ class Turns:
             }
         else:
             setup |= {"dtype": row.dtype or self.options.dtype, "device": self.options.device}
-        self.say(f"loading {len(self.measured[row.name].loads) + 1}/{self.runs(row)}  {row.title}")
+        self.say(f"loading {len(self.measured[row.name].loads) + 1}/{self.loads(row)}  {row.title}")
         try:
             worker = Worker.start(row.name, {"library": row.library, "setup": setup}, threads=self.options.threads)
         except PeerRefusedError as refusal:
@@ -121,10 +124,10 @@ class Turns:
         self.leave_out(row, "its process failed")
 
     def load(self) -> None:
-        """Every row's loading and importing, as often as it is measured but for the process that answers, the last."""
+        """Every row's loading and importing, but for the process that answers, the last."""
         for number in range(self.options.runs - 1):
             for row in self.in_turn(number):
-                if number < self.runs(row) - 1 and (worker := self.start(row)):
+                if number < self.loads(row) - 1 and (worker := self.start(row)):
                     worker.stop()
 
     def answer(self, rates: list[dict[str, float]]) -> None:
@@ -167,9 +170,10 @@ class Turns:
         if len(set(found.values())) > 1:
             self.notes.append(f"prompts differ in length: {found}")
         for row in self.rows:
-            runs, decode = self.runs(row), self.decode(row)
-            if (runs, decode) != (self.options.runs, self.options.decode):
+            runs, loads, decode = self.runs(row), self.loads(row), self.decode(row)
+            if (runs, loads, decode) != (self.options.runs, self.options.runs, self.options.decode):
                 times = f"{runs} {'run' if runs == 1 else 'runs'}"
+                times += "" if loads == runs else f", loaded {'once' if loads == 1 else f'{loads} times'}"
                 self.notes.append(f"{row.title} is slow: {times}, {decode} tokens after the first")
 
 

@@ -125,16 +125,20 @@ def turns(*words: str) -> run.Turns:
 
 
 def test_slow_rows_are_measured_less_and_say_so() -> None:
-    slow, other = ROWS["transformers:int8"], ROWS["behold"]
-    usual = turns("--rows", slow.name, other.name)
-    assert [(usual.runs(row), usual.decode(row)) for row in (slow, other)] == [(2, 8), (5, 64)]
+    slow, slower, other = (ROWS[name] for name in ("transformers:int8", "transformers:auto", "behold"))
+    usual = turns()
+    counts = [(usual.runs(row), usual.loads(row), usual.decode(row)) for row in (slow, slower, other)]
+    assert counts == [(5, 2, 8), (2, 2, 16), (5, 5, 64)]
     full = turns("--full")
-    assert (full.runs(slow), full.decode(slow)) == (5, 64)
+    assert (full.runs(slow), full.loads(slow), full.decode(slow)) == (5, 5, 64)
     few = turns("--runs", "1", "--decode", "3")
-    assert (few.runs(slow), few.decode(slow)) == (1, 3)
-    usual.rows = [slow, other]
+    assert (few.runs(slow), few.loads(slow), few.decode(slow)) == (1, 1, 3)
+    usual.rows = [slow, slower, other]
     usual.check()
-    assert usual.notes == ["transformers, quanto int8 is slow: 2 runs, 8 tokens after the first"]
+    assert usual.notes == [
+        "transformers, quanto int8 is slow: 5 runs, loaded 2 times, 8 tokens after the first",
+        "transformers, as installed is slow: 2 runs, 16 tokens after the first",
+    ]
 
 
 def test_turns_begin_with_another_row_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
