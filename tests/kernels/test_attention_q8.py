@@ -82,8 +82,9 @@ def test_any_picture(shape: tuple[int, int, int, int], scale: float, seed: int) 
     joined[..., : heads * dim] *= scale
     with torch.inference_mode():
         found = Rounded(joined, heads).attend(0, length)
-        # where a number lies between two integers, the last bit decides
-        assert off(found, as_documented(joined, heads)) < 2e-3 and off(found, exactly(joined, heads)) < 0.04
+        # where a number lies between two integers, the last bit decides; of few weights each one counts
+        assert off(found, as_documented(joined, heads)) < 2e-3 + 1 / (WEIGHT * length)
+        assert off(found, exactly(joined, heads)) < 0.04
         cut = length // 3
         pieces = [Rounded(joined, heads).attend(a, b) for a, b in ((0, cut), (cut, length)) if a < b]
         assert torch.equal(torch.cat(pieces, dim=1), found)
