@@ -81,6 +81,13 @@ template <class T> inline Source<T> source_of(const Step &step, const Row &row, 
     return source;
 }
 
+// Where the next head's would be: to be fetched, there may be none.
+template <class T> inline Source<T> behind(Source<T> source, int64_t capacity) {
+    source.keys += capacity * source.apart, source.values += capacity * source.apart;
+    if constexpr (ROUNDED<T>) source.key_scales += capacity, source.value_scales += capacity;
+    return source;
+}
+
 // Write the new keys and values of one head into the row.
 template <class T> inline void keep_new(const Step &step, const Row &row, int64_t head) {
     T *keys = keys_of<T>(step, row, head), *values = keys + step.kv_heads * row.capacity * step.dim;

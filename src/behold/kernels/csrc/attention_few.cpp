@@ -70,7 +70,7 @@ template <class T> void weigh(Query &query, float *scores, const Chunk<T> &chunk
         if (!whole) part[i] = between8(part[i], first - 8 * i, last - 8 * i);
         top = max8(top, part[i]);
     }
-    const float largest = top8(top);
+    const float largest = most8(top);
     if (largest == -INFINITY) { // a chunk that it does not see at all
         for (int i = 0; i < PARTS; i++) store8(scores + 8 * i, splat8(0));
         return;
@@ -81,7 +81,8 @@ template <class T> void weigh(Query &query, float *scores, const Chunk<T> &chunk
         store8(scores + 8 * i, weights);
         sums += weights;
     }
-    const float kept = query.largest == -INFINITY ? 0.0f : std::exp(query.largest - largest);
+    float kept = 1.0f;
+    if (query.largest != largest) kept = query.largest == -INFINITY ? 0.0f : std::exp(query.largest - largest);
     if (kept != 1.0f)
         for (int64_t i = 0; i < dim; i += 8) store8(query.out + i, load8(query.out + i) * splat8(kept));
     query.total = query.total * kept + sum8(sums);
@@ -150,11 +151,14 @@ void attend_group(Query *queries, int n, const Source<T> &source, const Source<T
         chunk.start = start, chunk.length = last - start < CHUNK<T> ? last - start : CHUNK<T>;
         chunk.keys = source.keys + start * dim, chunk.values = source.values + start * dim;
         chunk.next_keys = after.keys + from * dim, chunk.next_values = after.values + from * dim;
-        if constexpr (ROUNDED<T>)
+        if constexpr (ROUNDED<T>) {
+            fetch(after.key_scales + from, CHUNK<T>);
+            fetch(after.value_scales + from, CHUNK<T>);
             for (int64_t j = 0; j < CHUNK<T>; j++) {
                 chunk.key_scales[j] = j < chunk.length ? source.key_scales[start + j] : 0;
                 chunk.value_scales[j] = j < chunk.length ? source.value_scales[start + j] : 0;
             }
+        }
         int i = 0;
         for (; i + 2 <= n; i += 2) attend_chunk<2, T>(queries + i, chunk, dim, scale);
         for (; i < n; i++) attend_chunk<1, T>(queries + i, chunk, dim, scale);
@@ -175,9 +179,9 @@ void round_query(Query &query, int16_t *to, int64_t dim) {
 
 // One head of keys and values of one sequence, with all query heads that share it.
 template <class T> void attend_head(const Step &step, const Row &row, int64_t head) {
-    const int64_t dim = step.dim, shared = step.heads / step.kv_heads, plane = row.capacity * dim;
+    const int64_t dim = step.dim, shared = step.heads / step.kv_heads;
     keep_new<T>(step, row, head);
-    const Source<T> source = source_of<T>(step, row, head), next{source.keys + plane, source.values + plane, dim};
+    const Source<T> source = source_of<T>(step, row, head), next = behind(source, row.capacity);
     alignas(32) int16_t rounded[GROUP][ROUNDED<T> ? MAX_ROUNDED_DIM : 1];
     Query queries[GROUP];
     int n = 0;

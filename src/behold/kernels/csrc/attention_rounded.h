@@ -26,6 +26,32 @@ inline int32_t product(const int16_t *q, const int8_t *key, int64_t dim) {
     return sum;
 }
 
+#if defined(__AVX2__)
+// The four sums of eight each.
+inline __m128i sums_of(const __m256i (&s)[4]) {
+    const __m256i pairs = _mm256_hadd_epi32(_mm256_hadd_epi32(s[0], s[1]), _mm256_hadd_epi32(s[2], s[3]));
+    return _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+}
+
+// Four keys, key by key: the query stays in registers, and no sum has to leave them.
+template <int64_t DIM> inline __m128i score_four(const int16_t *q, const int8_t *keys, const int8_t *ahead) {
+    __m256i s[4];
+#pragma GCC unroll 4
+    for (int n = 0; n < 4; n++) {
+        fetch(ahead + n * DIM, DIM);
+        s[n] = _mm256_setzero_si256();
+#pragma GCC unroll 8
+        for (int64_t i = 0; i < DIM; i += 16) {
+            const __m128i *at = reinterpret_cast<const __m128i *>(keys + n * DIM + i);
+            const __m256i own = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(q + i));
+            s[n] = _mm256_add_epi32(s[n], _mm256_madd_epi16(own, _mm256_cvtepi8_epi16(_mm_loadu_si128(at))));
+        }
+        asm volatile("" : "+x"(s[n])); // or the compiler takes all keys at once, which needs too many registers
+    }
+    return sums_of(s);
+}
+#endif
+
 // sums[m][j] = q[m] . key j, sums `apart` from each other. ahead: what will be read next, as much again.
 template <int MR>
 inline void score_rounded(const int16_t *const (&q)[MR], const int8_t *keys, const int8_t *ahead, int64_t length,
@@ -33,6 +59,9 @@ inline void score_rounded(const int16_t *const (&q)[MR], const int8_t *keys, con
     int64_t j = 0;
 #if defined(__AVX2__)
     const int64_t whole = dim / 16 * 16;
+    if constexpr (MR == 1)
+        for (; dim == 64 && j + 4 <= length; j += 4)
+            _mm_storeu_si128(reinterpret_cast<__m128i *>(sums + j), score_four<64>(q[0], keys + j * 64, ahead + j * 64));
     for (; j + 4 <= length; j += 4) {
         fetch(ahead + j * dim, 4 * dim);
         const int8_t *four = keys + j * dim;
@@ -50,10 +79,7 @@ inline void score_rounded(const int16_t *const (&q)[MR], const int8_t *keys, con
                 }
             }
         for (int m = 0; m < MR; m++) {
-            const __m256i pairs =
-                _mm256_hadd_epi32(_mm256_hadd_epi32(s[m][0], s[m][1]), _mm256_hadd_epi32(s[m][2], s[m][3]));
-            const __m128i all = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
-            _mm_storeu_si128(reinterpret_cast<__m128i *>(sums + m * apart + j), all);
+            _mm_storeu_si128(reinterpret_cast<__m128i *>(sums + m * apart + j), sums_of(s[m]));
             if (whole < dim)
                 for (int n = 0; n < 4; n++)
                     sums[m * apart + j + n] += product(q[m] + whole, four + n * dim + whole, dim - whole);
