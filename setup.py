@@ -15,6 +15,7 @@ SOURCES = sorted(path.as_posix() for path in Path("src/behold/kernels/csrc").glo
 HEADERS = sorted(path.as_posix() for path in Path("src/behold/kernels/csrc").glob("*.h"))
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden", "-Wno-psabi"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mtune=haswell"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mprefer-vector-width=256"]
 
 
 def library(name: str, flags: list[str]) -> Extension:
@@ -34,7 +35,8 @@ def libraries() -> list[Extension]:
     if sys.platform == "win32":
         return []
     x86 = platform.machine().lower() in ("x86_64", "amd64")
-    return [library("_native", []), *([library("_native_avx2", AVX2)] if x86 else [])]
+    own = [library("_native_avx2", AVX2), library("_native_avx512", AVX512)] if x86 else []
+    return [library("_native", []), *own]
 
 
 setup(ext_modules=libraries())

@@ -23,7 +23,9 @@ import torch
 from behold.device import cpu_flags
 
 _HERE = Path(__file__).parent
-_AVX2 = {"avx2", "fma", "f16c"}
+_AVX2 = frozenset({"avx2", "fma", "f16c"})
+_AVX512 = _AVX2 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}
+_LEVELS = (("_native_avx512", _AVX512), ("_native_avx2", _AVX2), ("_native", frozenset[str]()))  # the fastest first
 _SIGNATURES: dict[str, str] = {  # p: address, i: 64-bit integer, d: double, t: number of threads
     "bh_linear_f32": "pppppiiit",
     "bh_linear_q": "ppiippdppiit",
@@ -50,7 +52,8 @@ _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "d": ctypes.c_double, "t": 
 
 def libraries() -> list[Path]:
     """The compiled libraries that this CPU can run, the fastest first; none where behold was installed without."""
-    names = ["_native_avx2", "_native"] if cpu_flags() >= _AVX2 else ["_native"]
+    flags = cpu_flags()
+    names = [name for name, needed in _LEVELS if flags >= needed]
     files = (_HERE / (name + suffix) for name in names for suffix in importlib.machinery.EXTENSION_SUFFIXES)
     return [path for path in files if path.exists()]
 

@@ -29,15 +29,15 @@ constexpr float WEIGHTS = 6.988684687f; // the power of two that is 127
 // What is kept of a chunk of keys; a picture's head has the means of its queries and values, then its chunks.
 struct Chunk {
     float *bias, *scale, *value_scale; // (CHUNK), (CHUNK), (dim)
-    int16_t *begin;                    // of products with a query's integers: see multiply_short
+    Begin *begin;                      // of products with a query's integers: see multiply_short
     int8_t *keys, *values;             // [four places][key][place], and [four keys][place][key]
-    static int64_t shorts(int64_t dim) { return (dim / 8 + SHORT - 1) / SHORT * 2 * CHUNK; }
+    static int64_t shorts(int64_t dim) { return (dim / 8 + SHORT - 1) / SHORT * 2 * CHUNK; } // or room for longer ones
     static int64_t bytes(int64_t dim) { return CHUNK * (8 + 2 * dim) + 2 * shorts(dim) + 4 * dim; }
     Chunk(char *at, int64_t dim) {
         bias = reinterpret_cast<float *>(at);
         scale = bias + CHUNK, value_scale = scale + CHUNK;
-        begin = reinterpret_cast<int16_t *>(value_scale + dim);
-        keys = reinterpret_cast<int8_t *>(begin + shorts(dim));
+        begin = reinterpret_cast<Begin *>(value_scale + dim);
+        keys = reinterpret_cast<int8_t *>(begin) + 2 * shorts(dim);
         values = keys + CHUNK * dim;
     }
 };
@@ -74,11 +74,15 @@ void round_keys(const float *k, const float *mean, const float *mean_q, int64_t 
         for (int64_t d = 0; d < dim; d += 8) bias += load8(mean_q + d) * (load8(k + key * apart + d) - load8(mean + d));
         chunk.bias[key] = sum8(bias) * factor;
     }
-    std::memset(chunk.begin, 0, sizeof(int16_t) * Chunk::shorts(dim));
+    std::memset(chunk.begin, 0, 2 * Chunk::shorts(dim));
     for (int64_t quad = 0; quad < dim / 4; quad++) {
-        int16_t *begin = chunk.begin + quad / (2 * SHORT) * 2 * CHUNK;
         const int8_t *row = chunk.keys + quad * 4 * CHUNK;
+#if defined(__AVX512VNNI__)
+        for (int i = 0; i < 4 * CHUNK; i++) chunk.begin[i / 4] -= QUERY * row[i];
+#else
+        int16_t *begin = chunk.begin + quad / (2 * SHORT) * 2 * CHUNK;
         for (int i = 0; i < 2 * CHUNK; i++) begin[i] -= QUERY * (row[2 * i] + row[2 * i + 1]); // modulo 2^16
+#endif
     }
 }
 

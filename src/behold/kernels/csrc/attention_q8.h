@@ -38,6 +38,13 @@ static inline v8 halves8(v8 squares) {
 
 constexpr int SHORT = 5; // eights of places whose products may be added in 16 bits
 
+// What multiply_short begins at: a sum of 32 bits for each column or, modulo 2^16, [SHORT eights of places][column][half].
+#if defined(__AVX512VNNI__)
+typedef int32_t Begin;
+#else
+typedef int16_t Begin;
+#endif
+
 // The integers of x, less a mean unless that is null, in [-most, most], and `offset` added; returns their step. length:
 // unless 0, what the root of the sum of squares is at most (before they are rounded), of either half of SHORT eights.
 static inline float round_row(const float *x, const float *mean, int64_t dim, int most, int offset, uint8_t *to,
@@ -65,7 +72,41 @@ static inline float round_row(const float *x, const float *mean, int64_t dim, in
 // A place in a chunk, in the order in which rounded weights come out of their packing.
 static inline int place_of(int key) { return key / 32 * 32 + key % 32 / 4 % 2 * 16 + key % 32 / 8 * 4 + key % 4; }
 
-#if defined(__AVX2__)
+#if defined(__AVX512VNNI__)
+
+// The products of a row with 8 N columns, whose numbers lie [four places][column][place], one four `apart` bytes behind
+// the other: use(eight, integers).
+template <int N, int, class Use>
+__attribute__((always_inline)) inline void multiply(const uint8_t *row, const int8_t *w, int64_t apart, int64_t quads,
+                                                    const Use &use) {
+    __m512i sums[(N + 1) / 2]; // of an odd eight, the last has only half
+#pragma GCC unroll 8
+    for (int i = 0; i < (N + 1) / 2; i++) sums[i] = _mm512_setzero_si512();
+    for (int64_t quad = 0; quad < quads; quad++, row += 4, w += apart) {
+        const __m512i four = four_places64(row);
+#pragma GCC unroll 8
+        for (int i = 0; i < N / 2; i++) sums[i] = _mm512_dpbusd_epi32(sums[i], four, load64(w + 64 * i));
+        if (N % 2) {
+            const __m512i last = _mm512_castsi256_si512(load(w + 32 * (N - 1)));
+            sums[N / 2] = _mm512_dpbusd_epi32(sums[N / 2], four, last);
+        }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < N; i++) use(i, (i8)(i % 2 ? _mm512_extracti64x4_epi64(sums[i / 2], 1) : _mm512_castsi512_si256(sums[i / 2])));
+}
+
+// The same of a whole chunk's columns, whose sums begin at `begin`.
+template <class Use>
+__attribute__((always_inline)) inline void multiply_short(const uint8_t *row, const int8_t *w, int64_t dim,
+                                                          const Begin *begin, const Use &use) {
+    multiply<CHUNK / 8, 1>(row, w, 4 * CHUNK, dim / 4, [&](int i, i8 sums) __attribute__((always_inline)) {
+        i8 first;
+        std::memcpy(&first, begin + 8 * i, sizeof first);
+        use(i, sums + first);
+    });
+}
+
+#elif defined(__AVX2__)
 
 // The products of a row with 8 N columns, whose numbers lie [four places][column][place], one four `apart` bytes behind
 // the other: use(eight, integers). Those of 4 TOGETHER places are added in 16 bits, into which they must fit.
@@ -98,7 +139,7 @@ __attribute__((always_inline)) inline void multiply(const uint8_t *row, const in
 // last of them fits: at `begin`, [SHORT eights of places][column][half].
 template <class Use>
 __attribute__((always_inline)) inline void multiply_short(const uint8_t *row, const int8_t *w, int64_t dim,
-                                                          const int16_t *begin, const Use &use) {
+                                                          const Begin *begin, const Use &use) {
     constexpr int N = CHUNK / 8;
     const __m256i ones = _mm256_set1_epi16(1);
     alignas(32) int32_t earlier[CHUNK];
@@ -130,6 +171,9 @@ __attribute__((always_inline)) inline void multiply_short(const uint8_t *row, co
     }
 }
 
+#endif
+#if defined(__AVX2__)
+
 static inline void pack(const v8 *weights, uint8_t *to) {
     const auto integers = [&](int i) { return _mm256_cvtps_epi32((__m256)weights[i]); };
     const __m256i low = _mm256_packus_epi32(integers(0), integers(1)), high = _mm256_packus_epi32(integers(2), integers(3));
@@ -149,7 +193,7 @@ inline void multiply(const uint8_t *row, const int8_t *w, int64_t apart, int64_t
 }
 
 template <class Use>
-inline void multiply_short(const uint8_t *row, const int8_t *w, int64_t dim, const int16_t *begin, const Use &use) {
+inline void multiply_short(const uint8_t *row, const int8_t *w, int64_t dim, const Begin *begin, const Use &use) {
     for (int i = 0; i < CHUNK / 8; i++) {
         i8 sums = {};
         for (int c = 0; c < 8; c++)

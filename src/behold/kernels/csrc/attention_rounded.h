@@ -27,6 +27,15 @@ inline int32_t product(const int16_t *q, const int8_t *key, int64_t dim) {
 }
 
 #if defined(__AVX2__)
+// Sums and the products of pairs of numbers.
+inline __m256i add_pairs(__m256i sums, __m256i a, __m256i b) {
+#if defined(__AVX512VNNI__)
+    return _mm256_dpwssd_epi32(sums, a, b);
+#else
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(a, b));
+#endif
+}
+
 // The four sums of eight each.
 inline __m128i sums_of(const __m256i (&s)[4]) {
     const __m256i pairs = _mm256_hadd_epi32(_mm256_hadd_epi32(s[0], s[1]), _mm256_hadd_epi32(s[2], s[3]));
@@ -44,9 +53,9 @@ template <int64_t DIM> inline __m128i score_four(const int16_t *q, const int8_t 
         for (int64_t i = 0; i < DIM; i += 16) {
             const __m128i *at = reinterpret_cast<const __m128i *>(keys + n * DIM + i);
             const __m256i own = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(q + i));
-            s[n] = _mm256_add_epi32(s[n], _mm256_madd_epi16(own, _mm256_cvtepi8_epi16(_mm_loadu_si128(at))));
+            s[n] = add_pairs(s[n], own, _mm256_cvtepi8_epi16(_mm_loadu_si128(at)));
         }
-        asm volatile("" : "+x"(s[n])); // or the compiler takes all keys at once, which needs too many registers
+        asm volatile("" : "+v"(s[n])); // or the compiler takes all keys at once, which needs too many registers
     }
     return sums_of(s);
 }
@@ -75,7 +84,7 @@ inline void score_rounded(const int16_t *const (&q)[MR], const int8_t *keys, con
                 const __m256i key = _mm256_cvtepi8_epi16(_mm_loadu_si128(at));
                 for (int m = 0; m < MR; m++) {
                     const __m256i own = _mm256_loadu_si256(reinterpret_cast<const __m256i *>(q[m] + i));
-                    s[m][n] = _mm256_add_epi32(s[m][n], _mm256_madd_epi16(own, key));
+                    s[m][n] = add_pairs(s[m][n], own, key);
                 }
             }
         for (int m = 0; m < MR; m++) {
@@ -118,8 +127,8 @@ inline void gather_wide(const int16_t *const (&weights)[MR], const float (&steps
                 const __m256i low = _mm256_unpacklo_epi8(turns, signs), high = _mm256_unpackhi_epi8(turns, signs);
                 for (int m = 0; m < MR; m++) {
                     __m256i *own = s[m] + 4 * n + 2 * half;
-                    own[0] = _mm256_add_epi32(own[0], _mm256_madd_epi16(pair[m], low));
-                    own[1] = _mm256_add_epi32(own[1], _mm256_madd_epi16(pair[m], high));
+                    own[0] = add_pairs(own[0], pair[m], low);
+                    own[1] = add_pairs(own[1], pair[m], high);
                 }
             }
         }

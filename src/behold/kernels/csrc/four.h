@@ -1,4 +1,4 @@
-// Sums of 32 columns in four registers, AVX2.
+// Sums of 32 columns in four registers, AVX2, or in two, AVX-512 with VNNI.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +22,7 @@ struct Four {
     __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
 
     // A fence for the compiler, which otherwise loads far ahead and has no registers left for the sums.
-    __attribute__((always_inline)) void keep() { asm volatile("" : "+x"(a), "+x"(b), "+x"(c), "+x"(d)); }
+    __attribute__((always_inline)) void keep() { asm volatile("" : "+v"(a), "+v"(b), "+v"(c), "+v"(d)); }
 
     void load_from(const int32_t *in) { a = load(in), b = load(in + 8), c = load(in + 16), d = load(in + 24); }
 
@@ -31,6 +31,27 @@ struct Four {
         store(out + 8, b);
         store(out + 16, c);
         store(out + 24, d);
+    }
+};
+#endif
+
+#if defined(__AVX512VNNI__)
+static inline __m512i load64(const void *p) { return _mm512_loadu_si512(p); }
+static inline void store64(void *p, __m512i v) { _mm512_storeu_si512(p, v); }
+
+// The same of twice as many columns.
+static inline __m512i four_places64(const uint8_t *integers) {
+    int32_t bits;
+    std::memcpy(&bits, integers, 4);
+    return _mm512_set1_epi32(bits);
+}
+
+struct Two {
+    __m512i a = _mm512_setzero_si512(), b = a;
+
+    void store_to(int32_t *out) const {
+        store64(out, a);
+        store64(out + 16, b);
     }
 };
 #endif

@@ -95,7 +95,7 @@ struct Call {
         const bool few = n_rows <= FEW_4;
         const Window codes_take = few ? Window::SIGNED : Window::EIGHT_BITS;
         rows = round_rows(x, n_rows, k, codes(layers[0]) ? codes_take : Window::SEVEN_BITS, norm, threads);
-        if (!codes(layers[0]) && layers[0].wide_from && n_rows > FEW)
+        if (BY_EIGHTS && !codes(layers[0]) && layers[0].wide_from && n_rows > FEW)
             largest = largest_of_tiles(rows, n_rows, k, threads);
         if (!few || !codes(layers[0])) return;
         const int64_t groups = (k + GROUP - 1) / GROUP;

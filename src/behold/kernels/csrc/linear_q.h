@@ -6,6 +6,12 @@
 #include "pointwise.h"
 #include "rows.h"
 
+#if defined(__AVX512VNNI__)
+constexpr bool BY_EIGHTS = false; // many rows: whether products of eight places are added in 16 bits
+#else
+constexpr bool BY_EIGHTS = true;
+#endif
+
 // Four weights of a column that are added in 16 bits: those of two neighbouring places and of the two four further.
 // Their products fit where none of a row's integers there is above the limit.
 struct Wide {

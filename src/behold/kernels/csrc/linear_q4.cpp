@@ -3,8 +3,9 @@
 // multiplier for each column of each 32 places.
 //
 // The products of 32 places with integers of 8 bits fit two sums of 16 bits, and the instruction that widens such sums
-// multiplies them as well: a group's multiplier costs nothing. For few rows, codes are used as they are read; for more, a part of a panel is spread to bytes
-// first. All sums are exact, so both give the same.
+// multiplies them as well: a group's multiplier costs nothing. AVX-512 with VNNI adds four products in 32 bits at once,
+// which more than makes up for a multiplication of its own. For few rows, codes are used as they are read; for more, a
+// part of a panel is spread to bytes first. All sums are exact, so all give the same.
 
 #include <cstring>
 
@@ -25,6 +26,57 @@ inline __m256i twice(const int8_t *multipliers) {
     return _mm256_blend_epi16(wide, _mm256_slli_epi32(wide, 16), 0xaa);
 }
 
+#endif
+#if defined(__AVX512VNNI__)
+
+constexpr int ROWS = 6; // that meet spread weights together
+
+// -8 times the sum of a row's 32 signed integers: what its products with a group's codes begin at.
+int32_t offset(const uint8_t *integers) {
+    const __m256i sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_set1_epi8(1), load(integers));
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1));
+    return -8 * _mm_cvtsi128_si32(four);
+}
+
+inline __m512i sixteen(const int8_t *multipliers) {
+    return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(multipliers)));
+}
+
+inline void add_part(const Two &part, __m512i first, __m512i last, Two &sums) {
+    sums.a = _mm512_add_epi32(sums.a, _mm512_mullo_epi32(part.a, first));
+    sums.b = _mm512_add_epi32(sums.b, _mm512_mullo_epi32(part.b, last));
+}
+
+// parts += the products of a group's places 4 · j, and those 16 further, of MR rows with a panel.
+template <int MR>
+inline __attribute__((always_inline)) void add_codes(Two &one, Two &other, const uint8_t *a, const uint8_t *b,
+                                                     const uint8_t *w) {
+    const __m512i low = _mm512_set1_epi8(15);
+    const __m512i codes[] = {load64(w), load64(w + 64)};
+    const __m512i below[] = {_mm512_and_si512(codes[0], low), _mm512_and_si512(codes[1], low)};
+    const __m512i above[] = {_mm512_and_si512(_mm512_srli_epi16(codes[0], 4), low),
+                             _mm512_and_si512(_mm512_srli_epi16(codes[1], 4), low)};
+    const auto add = [&](Two &part, const uint8_t *integers) __attribute__((always_inline)) {
+        const __m512i first = four_places64(integers), last = four_places64(integers + 16);
+        part.a = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(part.a, below[0], first), above[0], last);
+        part.b = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(part.b, below[1], first), above[1], last);
+    };
+    add(one, a);
+    if (MR > 1) add(other, b);
+}
+
+typedef Two Sums;
+
+inline void begin_at(Two &part, int32_t offset) { part.a = part.b = _mm512_set1_epi32(offset); }
+
+inline void add_part(const Two &part, const int8_t *multipliers, Two &sums) {
+    add_part(part, sixteen(multipliers), sixteen(multipliers + 16), sums);
+}
+
+#elif defined(__AVX2__)
+
 // -8 times the sums of a row's 32 signed integers, as the products of codes and integers are summed: two times 16 bits.
 int32_t offset(const uint8_t *integers) {
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), load(integers));
@@ -33,17 +85,6 @@ int32_t offset(const uint8_t *integers) {
     sums = _mm_add_epi16(sums, _mm_shuffle_epi32(sums, 0xb1));
     return _mm_cvtsi128_si32(_mm_sub_epi16(_mm_setzero_si128(), _mm_slli_epi16(sums, 3)));
 }
-
-// 128 bytes are fetched at each of four places.
-struct Ahead {
-    const uint8_t *from;
-    int64_t apart;
-
-    __attribute__((always_inline)) void fetch(int place) const {
-        __builtin_prefetch(from + place * apart);
-        __builtin_prefetch(from + place * apart + 64);
-    }
-};
 
 // parts += the products of a group's places 4 · j, and those 16 further, of MR rows with a panel.
 template <int MR>
@@ -75,6 +116,25 @@ inline __attribute__((always_inline)) void add_part(const Four &part, const int8
     sums.d = _mm256_add_epi32(sums.d, _mm256_madd_epi16(part.d, twice(multipliers + 24)));
 }
 
+typedef Four Sums;
+constexpr int ROWS = 1; // is as fast as several: the weights are operands anyway, and there are registers for the sums
+
+inline void begin_at(Four &part, int32_t offset) { part.a = part.b = part.c = part.d = _mm256_set1_epi32(offset); }
+
+#endif
+#if defined(__AVX2__)
+
+// 128 bytes are fetched at each of four places.
+struct Ahead {
+    const uint8_t *from;
+    int64_t apart;
+
+    __attribute__((always_inline)) void fetch(int place) const {
+        __builtin_prefetch(from + place * apart);
+        __builtin_prefetch(from + place * apart + 64);
+    }
+};
+
 // MR rows by a panel, read from four places at a time. What comes next, in this panel or the one behind it, is fetched
 // from all four in turn: memory gives more than where a group's 512 bytes are read at once.
 template <int MR>
@@ -82,13 +142,13 @@ void product_of_few(const Row *rows, const int32_t *offsets, const uint8_t *w, c
                     int64_t groups, int32_t (*out)[PANEL]) {
     constexpr int STREAMS = 4;
     const uint8_t *a = rows[0].integers, *b = rows[MR - 1].integers;
-    Four first, second;
+    Sums first, second;
     const int64_t part = groups / STREAMS;
     const auto group = [&](int64_t g, Ahead ahead) __attribute__((always_inline)) {
         const uint8_t *codes = w + g * GROUP_BYTES, *x = a + g * GROUP, *y = b + g * GROUP;
-        Four one, other;
-        one.a = one.b = one.c = one.d = _mm256_set1_epi32(offsets[g]);
-        if (MR > 1) other.a = other.b = other.c = other.d = _mm256_set1_epi32(offsets[groups + g]);
+        Sums one, other;
+        begin_at(one, offsets[g]);
+        if (MR > 1) begin_at(other, offsets[groups + g]);
         for (int j = 0; j < 4; j++) {
             add_codes<MR>(one, other, x + 4 * j, y + 4 * j, codes + 128 * j);
             ahead.fetch(j);
@@ -112,7 +172,7 @@ void product_of_few(const Row *rows, const int32_t *offsets, const uint8_t *w, c
 // Some groups of a panel as the products of many rows want them.
 struct Spread {
     alignas(32) int8_t codes[SPREAD * GROUP * PANEL];
-    alignas(32) int32_t multipliers[SPREAD * PANEL]; // twice 16 bits
+    alignas(32) int32_t multipliers[SPREAD * PANEL]; // twice 16 bits; of 32, where products have as many
 
     void fill(const uint8_t *w, const int8_t *from, int64_t groups) {
         const __m256i low = _mm256_set1_epi8(15), middle = _mm256_set1_epi8(8);
@@ -124,7 +184,11 @@ struct Spread {
                 const __m256i above = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
                 store(out + GROUP_BYTES + i, _mm256_sub_epi8(above, middle));
             }
+#if defined(__AVX512VNNI__)
+            for (int v = 0; v < 2; v++) store64(multipliers + g * PANEL + 16 * v, sixteen(from + g * PANEL + 16 * v));
+#else
             for (int v = 0; v < 4; v++) store(multipliers + g * PANEL + 8 * v, twice(from + g * PANEL + 8 * v));
+#endif
         }
     }
 
@@ -134,12 +198,49 @@ struct Spread {
         const int32_t *factors = multipliers + (place & -GROUP);
         const __m256i one = _mm256_set1_epi32(outlier.at), beyond = _mm256_set1_epi32(outlier.low);
         for (int v = 0; v < 4; v++) {
+#if defined(__AVX512VNNI__)
+            const __m256i code = _mm256_dpbusd_epi32(_mm256_setzero_si256(), one, load(quad + 32 * v));
+            const __m256i weight = _mm256_mullo_epi32(code, load(factors + 8 * v));
+#else
             const __m256i code = _mm256_maddubs_epi16(one, load(quad + 32 * v)); // beside 16 zeros
             const __m256i weight = _mm256_madd_epi16(code, load(factors + 8 * v));
+#endif
             store(sums + 8 * v, _mm256_add_epi32(load(sums + 8 * v), _mm256_madd_epi16(weight, beyond)));
         }
     }
 };
+
+#if defined(__AVX512VNNI__)
+
+// Adds the product of N rows' integers, from a place on, with the spread groups.
+template <int N>
+void product(const Row *rows, int64_t place, const Spread &panel, int64_t groups, int32_t (*out)[PANEL]) {
+    Two sums[N];
+#pragma GCC unroll 8
+    for (int m = 0; m < N; m++) sums[m] = {load64(out[m]), load64(out[m] + 16)};
+    for (int64_t g = 0; g < groups; g++) {
+        Two part[N];
+        const int8_t *w = panel.codes + g * GROUP * PANEL;
+        const int64_t at = place + g * GROUP;
+#pragma GCC unroll 8
+        for (int quad = 0; quad < GROUP; quad += 4) {
+            const __m512i first = load64(w + quad * PANEL), last = load64(w + quad * PANEL + 64);
+#pragma GCC unroll 8
+            for (int m = 0; m < N; m++) {
+                const __m512i four = four_places64(rows[m].integers + at + quad);
+                part[m].a = _mm512_dpbusd_epi32(part[m].a, four, first);
+                part[m].b = _mm512_dpbusd_epi32(part[m].b, four, last);
+            }
+        }
+        const __m512i first = load64(panel.multipliers + g * PANEL), last = load64(panel.multipliers + g * PANEL + 16);
+#pragma GCC unroll 8
+        for (int m = 0; m < N; m++) add_part(part[m], first, last, sums[m]);
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < N; m++) sums[m].store_to(out[m]);
+}
+
+#else
 
 // part = or += the products of four places of a row with a panel.
 template <bool ADD>
@@ -164,9 +265,10 @@ inline __attribute__((always_inline)) void add_part(const Four &part, const int3
     sums.keep();
 }
 
-// Adds the product of a row's integers with the spread groups. One row at a time is as fast as several: the weights are
-// operands of the multiplications anyway, and there are registers for the sums.
-void product(const uint8_t *integers, const Spread &panel, int64_t groups, int32_t *out) {
+// Adds the product of a row's integers, from a place on, with the spread groups.
+template <int> void product(const Row *row, int64_t place, const Spread &panel, int64_t groups, int32_t (*all)[PANEL]) {
+    const uint8_t *integers = row->integers + place;
+    int32_t *out = all[0];
     Four sums{load(out), load(out + 8), load(out + 16), load(out + 24)};
     for (int64_t g = 0; g < groups; g++) {
         Four part;
@@ -179,6 +281,8 @@ void product(const uint8_t *integers, const Spread &panel, int64_t groups, int32
     }
     sums.store_to(out);
 }
+
+#endif
 
 void add_outliers(const Row &row, const uint8_t *w, const int8_t *multipliers, int32_t *out) {
     const __m256i low = _mm256_set1_epi32(15), middle = _mm256_set1_epi32(8), half = _mm256_set1_epi32(0xffff);
@@ -230,9 +334,11 @@ struct Spread {
     }
 };
 
-void product(const uint8_t *integers, const Spread &panel, int64_t groups, int32_t *out) {
+constexpr int ROWS = 1;
+
+template <int> void product(const Row *row, int64_t place, const Spread &panel, int64_t groups, int32_t (*out)[PANEL]) {
     for (int64_t k = 0; k < groups * GROUP; k++)
-        for (int c = 0; c < PANEL; c++) out[c] += integers[k] * panel.weights[k * PANEL + c];
+        for (int c = 0; c < PANEL; c++) out[0][c] += row->integers[place + k] * panel.weights[k * PANEL + c];
 }
 
 void add_outliers(const Row &row, const uint8_t *w, const int8_t *multipliers, int32_t *out) {
@@ -267,9 +373,13 @@ void several(const Columns &columns, const uint8_t *codes, const int8_t *multipl
     for (int64_t g = 0; g < groups; g += SPREAD) {
         const int64_t some = groups - g < SPREAD ? groups - g : SPREAD;
         spread.fill(codes + g * GROUP_BYTES, multipliers + g * PANEL, some);
-        for (int64_t m = 0; m < end - begin; m++) {
+        for (int64_t m = 0, done = 0; m < end - begin; m++) {
             if (g + SPREAD >= groups) columns.expect(begin + m, panel);
-            product(rows[m].integers + g * GROUP, spread, some, sums[m]);
+            if (m == done) {
+                const bool whole = end - begin - m >= ROWS;
+                (whole ? product<ROWS> : product<1>)(rows + m, g * GROUP, spread, some, sums + m);
+                done += whole ? ROWS : 1;
+            }
             for (; next[m] < rows[m].n_outliers; next[m]++) {
                 const Outlier &outlier = rows[m].outliers[next[m]];
                 if (outlier.place >= (g + some) * GROUP) break;

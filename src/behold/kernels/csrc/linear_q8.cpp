@@ -5,7 +5,8 @@
 //
 // With many rows, the products of eight places are added in 16 bits before they are widened, two pairs of weights in
 // each sum: a sixth fewer instructions. Nearly always they fit. Where the weights are such that they may not, which is
-// looked for once (bh_wide_q8), and a row's integers are large there, what 16 bits lost is found and added.
+// looked for once (bh_wide_q8), and a row's integers are large there, what 16 bits lost is found and added. AVX-512 with
+// VNNI has one instruction for four places, whose sums have 32 bits: there nothing is added by eights.
 
 #include <cstring>
 #include <initializer_list>
@@ -23,7 +24,46 @@ constexpr int64_t MOST = 192;       // rows of a portion
 // Where panels begin, of one layer or of two, that rows meet together.
 template <int PANELS> using Weights = const int8_t *[PANELS];
 
-#if defined(__AVX2__)
+#if defined(__AVX512VNNI__)
+typedef Two Sums;
+constexpr int ROWS = 6; // that meet a panel's weights together
+
+// The products of four places of a row with a panel are added.
+inline __attribute__((always_inline)) void add(Two &sums, const uint8_t *integers, const int8_t *w, int64_t quad) {
+    const __m512i a = four_places64(integers + 4 * quad);
+    sums.a = _mm512_dpbusd_epi32(sums.a, a, load64(w + quad * QUAD));
+    sums.b = _mm512_dpbusd_epi32(sums.b, a, load64(w + quad * QUAD + 64));
+}
+
+// sums += the products of N rows' integers, from a place on, with quads of each panel.
+template <int PANELS, bool, int N>
+void add_part(const Row *rows, int64_t place, const Weights<PANELS> &w, int64_t quads, int32_t (*sums)[PANELS][PANEL]) {
+    constexpr int WIDTH = 2 * PANELS;
+    __m512i all[N][WIDTH];
+#pragma GCC unroll 8
+    for (int m = 0; m < N; m++)
+#pragma GCC unroll 4
+        for (int i = 0; i < WIDTH; i++) all[m][i] = load64(sums[m][i / 2] + i % 2 * 16);
+    for (int64_t quad = 0; quad < quads; quad++) {
+        __m512i weights[WIDTH];
+#pragma GCC unroll 4
+        for (int i = 0; i < WIDTH; i++) weights[i] = load64(w[i / 2] + quad * QUAD + i % 2 * 64);
+#pragma GCC unroll 8
+        for (int m = 0; m < N; m++) {
+            const __m512i four = four_places64(rows[m].integers + place + 4 * quad);
+#pragma GCC unroll 4
+            for (int i = 0; i < WIDTH; i++) all[m][i] = _mm512_dpbusd_epi32(all[m][i], four, weights[i]);
+        }
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < N; m++)
+#pragma GCC unroll 4
+        for (int i = 0; i < WIDTH; i++) store64(sums[m][i / 2] + i % 2 * 16, all[m][i]);
+}
+
+#elif defined(__AVX2__)
+typedef Four Sums;
+constexpr int ROWS = 1; // is as fast as several, as the weights are in the first cache, and leaves registers for two panels
 
 // The products of four places of a row with a panel are added.
 inline __attribute__((always_inline)) void add(Four &sums, const uint8_t *integers, const int8_t *w, int64_t quad) {
@@ -39,10 +79,13 @@ inline __attribute__((always_inline)) void add(Four &sums, const uint8_t *intege
     sums.keep();
 }
 
+#endif
+#if defined(__AVX2__)
+
 // The product of MR rows with a panel, read from four places at a time.
 template <int MR> void product(const Row *rows, const int8_t *w, int64_t quads, int32_t (*out)[PANEL]) {
     constexpr int STREAMS = 4;
-    Four first, second, third;
+    Sums first, second, third;
     const uint8_t *a = rows[0].integers, *b = rows[MR > 1].integers, *c = rows[MR > 2 ? 2 : 0].integers;
     const auto step = [&](int64_t quad) __attribute__((always_inline)) {
         add(first, a, w, quad);
@@ -57,6 +100,9 @@ template <int MR> void product(const Row *rows, const int8_t *w, int64_t quads, 
     if (MR > 1) second.store_to(out[MR > 1]);
     if (MR > 2) third.store_to(out[MR > 2 ? 2 : 0]);
 }
+
+#endif
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
 
 // In its place: the compiler would copy sums from register to register.
 inline __attribute__((always_inline)) void add_to(__m256i &sum, __m256i value) {
@@ -76,11 +122,12 @@ inline __attribute__((always_inline)) void add_eight(Four &sums, __m256i a, __m2
     add_to(sums.d, product(3));
 }
 
-// sums += the products of a row's integers with quads of each panel, eight places at a time or four. One row at a time
-// is as fast as several, as the weights are in the first cache, and leaves registers for two panels.
-template <int PANELS, bool EIGHTS>
-void add_part(const uint8_t *integers, const Weights<PANELS> &w, int64_t quads, int32_t (*sums)[PANEL]) {
+// sums += the products of a row's integers, from a place on, with quads of each panel, eight places at a time or four.
+template <int PANELS, bool EIGHTS, int>
+void add_part(const Row *row, int64_t place, const Weights<PANELS> &w, int64_t quads, int32_t (*all)[PANELS][PANEL]) {
     const int8_t *first = w[0], *last = w[PANELS - 1];
+    const uint8_t *integers = row->integers + place;
+    int32_t(*sums)[PANEL] = all[0];
     Four one, other;
     one.load_from(sums[0]);
     if (PANELS > 1) other.load_from(sums[PANELS - 1]);
@@ -147,6 +194,15 @@ template <class F> void find_wide(const int8_t *w, int64_t quads, const F &found
         }
 }
 
+#elif defined(__AVX512VNNI__)
+
+void add_lost(const Row &, const Wide &, const int8_t *, int32_t *) {}
+
+template <class F> void find_wide(const int8_t *, int64_t, const F &) {}
+
+#endif
+#if defined(__AVX2__)
+
 // What a row's outliers have beyond the window, by its panels, is added.
 template <int PANELS> void add_outliers(const Row &row, const Weights<PANELS> &w, int32_t (*sums)[PANEL]) {
     Four one, other;
@@ -176,20 +232,26 @@ template <int PANELS> void add_outliers(const Row &row, const Weights<PANELS> &w
 
 #else
 
-template <int PANELS, bool>
-void add_part(const uint8_t *integers, const Weights<PANELS> &w, int64_t quads, int32_t (*sums)[PANEL]) {
+constexpr int ROWS = 1;
+
+template <int PANELS, bool, int>
+void add_part(const Row *row, int64_t place, const Weights<PANELS> &w, int64_t quads, int32_t (*sums)[PANELS][PANEL]) {
     for (int64_t quad = 0; quad < quads; quad++)
         for (int p = 0; p < PANELS; p++) {
-            const uint8_t *a = integers + 4 * quad;
+            const uint8_t *a = row->integers + place + 4 * quad;
             const int8_t *b = w[p] + quad * QUAD;
             for (int c = 0; c < PANEL; c++)
-                sums[p][c] += a[0] * b[4 * c] + a[1] * b[4 * c + 1] + a[2] * b[4 * c + 2] + a[3] * b[4 * c + 3];
+                sums[0][p][c] += a[0] * b[4 * c] + a[1] * b[4 * c + 1] + a[2] * b[4 * c + 2] + a[3] * b[4 * c + 3];
         }
 }
 
 template <int MR> void product(const Row *rows, const int8_t *w, int64_t quads, int32_t (*out)[PANEL]) {
-    std::memset(out, 0, MR * sizeof *out);
-    for (int m = 0; m < MR; m++) add_part<1, false>(rows[m].integers, {w}, quads, out + m);
+    int32_t sums[1][1][PANEL];
+    for (int m = 0; m < MR; m++) {
+        std::memset(sums, 0, sizeof sums);
+        add_part<1, false, 1>(rows + m, 0, {w}, quads, sums);
+        std::memcpy(out[m], sums, sizeof sums);
+    }
 }
 
 void add_lost(const Row &, const Wide &, const int8_t *, int32_t *) {}
@@ -221,7 +283,7 @@ constexpr int32_t ALL = -1; // the place of the only entry of a panel with too m
 
 bool added_by_eights(const Panel &panel) {
     const Layer &layer = panel.columns.layer;
-    if (!layer.wide_from || !panel.columns.largest) return false;
+    if (!BY_EIGHTS || !layer.wide_from || !panel.columns.largest) return false;
     const int32_t *from = layer.wide_from + panel.number;
     return from[0] == from[1] || layer.wide[from[0]].place != ALL;
 }
@@ -251,10 +313,13 @@ template <int PANELS, bool EIGHTS> void many(const Panel *panels, int64_t quads,
     for (int64_t quad = 0; quad < quads; quad += PART) {
         for (int p = 0; p < PANELS; p++) part[p] = all[p] + quad * QUAD;
         const int64_t some = quads - quad < PART ? quads - quad : PART;
-        for (int64_t m = 0; m < count; m++) {
-            if (quad + PART >= quads)
-                for (int p = 0; p < PANELS; p++) panels[p].columns.expect(begin + m, panels[p].number);
-            add_part<PANELS, EIGHTS>(rows[m].integers + 4 * quad, part, some, sums[m]);
+        for (int64_t m = 0, next; m < count; m = next) {
+            const bool whole = count - m >= ROWS;
+            next = m + (whole ? ROWS : 1);
+            for (int64_t i = m; i < next && quad + PART >= quads; i++)
+                for (int p = 0; p < PANELS; p++) panels[p].columns.expect(begin + i, panels[p].number);
+            const auto add = whole ? add_part<PANELS, EIGHTS, ROWS> : add_part<PANELS, EIGHTS, 1>;
+            add(rows + m, 4 * quad, part, some, sums + m);
         }
     }
     for (int p = 0; p < PANELS && EIGHTS; p++)
