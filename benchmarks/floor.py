@@ -17,7 +17,7 @@ from benchmarks.rows import Formats
 # are widened before they are multiplied. The blocks of Q8_0 and Q4_0 carry a 16-bit scale for 32 numbers.
 FORMATS: Mapping[str, tuple[float, str]] = {
     "float32": (4.0, "float_gop_s"),
-    "bfloat16": (2.0, "float_gop_s"),
+    "bfloat16": (2.0, "bfloat16_gop_s"),
     "float16": (2.0, "float_gop_s"),
     "quanto int8": (1.0, "float_gop_s"),
     "int8": (1.0, "int8_gop_s"),

@@ -1,8 +1,10 @@
 /* What this processor can do, measured: reading memory, and multiplying with additions in registers.
 
-   probe THREADS SECONDS  prints one JSON object: read_gb_s, float_gop_s and, with AVX2, int8_gop_s and int4_gop_s.
+   probe THREADS SECONDS  prints one JSON object: read_gb_s, float_gop_s, bfloat16_gop_s (as floats where there are no
+   units for it) and, with AVX2, int8_gop_s and int4_gop_s.
 
-   int8: bytes multiplied pairwise, summed in 32 bits. int4: the same with sums in 16 bits, as small products allow.
+   int8: bytes multiplied pairwise, summed in 32 bits. int4: the same with sums in 16 bits, as small products allow;
+   with VNNI, which adds four products in 32 bits at once, as int8.
    A multiplication with its addition counts as two operations. Each figure is the best of a few slices of the time. */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -49,6 +51,44 @@ static double read_memory(const char *memory) {
 /* Named sums, as those of an array are kept in memory: enough that each may wait for its own last addition. */
 #define EACH(do) do(s0) do(s1) do(s2) do(s3) do(s4) do(s5) do(s6) do(s7) do(s8) do(s9)
 
+#if defined(__AVX512VNNI__)
+#define WIDE(do) do(w0) do(w1) do(w2) do(w3) do(w4) do(w5) do(w6) do(w7) do(w8) do(w9)
+#define KEEP_WIDE(x) __asm__ volatile("" : "+v"(x))
+
+static double multiply_floats(const char *memory) {
+    (void)memory;
+    __m512 a = _mm512_set1_ps(0.5f), b = _mm512_set1_ps(0.25f);
+    __m512 w0 = a, w1 = a, w2 = a, w3 = a, w4 = a, w5 = a, w6 = a, w7 = a, w8 = a, w9 = a;
+#define STEP(w) w = _mm512_fmadd_ps(a, b, w); KEEP_WIDE(w);
+    for (int r = 0; r < ROUNDS; r++) { WIDE(STEP) }
+#undef STEP
+    return 2.0 * 16 * CHAINS * ROUNDS;
+}
+
+static double multiply_int8(const char *memory) {
+    (void)memory;
+    __m512i a = _mm512_set1_epi8(3), b = _mm512_set1_epi8(5);
+    __m512i w0 = a, w1 = a, w2 = a, w3 = a, w4 = a, w5 = a, w6 = a, w7 = a, w8 = a, w9 = a;
+#define STEP(w) w = _mm512_dpbusd_epi32(w, a, b); KEEP_WIDE(w);
+    for (int r = 0; r < ROUNDS; r++) { WIDE(STEP) }
+#undef STEP
+    return 2.0 * 64 * CHAINS * ROUNDS;
+}
+#define multiply_int4 multiply_int8
+
+#if defined(__AVX512BF16__)
+#define multiply_bfloat16 multiply_pairs
+static double multiply_pairs(const char *memory) {
+    __m512 w0 = _mm512_set1_ps(0.5f), w1 = w0, w2 = w0, w3 = w0, w4 = w0, w5 = w0, w6 = w0, w7 = w0, w8 = w0, w9 = w0;
+    __m512bh a;
+    memcpy(&a, memory, sizeof a);
+#define STEP(w) w = _mm512_dpbf16_ps(w, a, a); KEEP_WIDE(w);
+    for (int r = 0; r < ROUNDS; r++) { WIDE(STEP) }
+#undef STEP
+    return 2.0 * 32 * CHAINS * ROUNDS;
+}
+#endif
+#else
 static double multiply_floats(const char *memory) {
     (void)memory;
     __m256 a = _mm256_set1_ps(0.5f), b = _mm256_set1_ps(0.25f);
@@ -78,6 +118,7 @@ static double multiply_int4(const char *memory) {
 #undef STEP
     return 2.0 * 32 * CHAINS * ROUNDS;
 }
+#endif
 #else
 static double multiply_floats(const char *memory) {
     floats sums[CHAINS], a, b;
@@ -89,6 +130,10 @@ static double multiply_floats(const char *memory) {
     for (int c = 0; c < CHAINS; c++) __asm__ volatile("" : : "m"(sums[c]));
     return 2.0 * 8 * CHAINS * ROUNDS;
 }
+#endif
+
+#ifndef multiply_bfloat16
+#define multiply_bfloat16 multiply_floats
 #endif
 
 static void *run(void *given) {
@@ -136,6 +181,7 @@ int main(int argc, char **argv) {
     }
     printf("{\"read_gb_s\": %.2f", best(read_memory, memory, threads, seconds));
     printf(", \"float_gop_s\": %.1f", best(multiply_floats, memory, threads, seconds));
+    printf(", \"bfloat16_gop_s\": %.1f", best(multiply_bfloat16, memory, threads, seconds));
 #if defined(__AVX2__) && defined(__FMA__)
     printf(", \"int8_gop_s\": %.1f", best(multiply_int8, memory, threads, seconds));
     printf(", \"int4_gop_s\": %.1f", best(multiply_int4, memory, threads, seconds));

@@ -32,7 +32,7 @@ from benchmarks import gguf_files, plot, probe
 from benchmarks.checkpoint import Blueprint, blueprint, default_cache, make, names
 from benchmarks.figures import Measured
 from benchmarks.process import ROOT, SETTLE_S, PeerFailedError, PeerRefusedError, Worker
-from benchmarks.report import Run, agreements, bars_table, rates_line, section, terminal_tables, write_results
+from benchmarks.report import Run, agreements, bars_table, rates_line, remarks, section, terminal_tables, write_results
 from benchmarks.rows import ROWS, USUAL, Row
 
 RESULTS = ROOT / "benchmarks" / "RESULTS.md"
@@ -229,7 +229,7 @@ def show(run: Run, console: Console) -> None:
         console.print(table)
     if run.rates:
         console.print(rates_line(run), highlight=False, markup=False)
-    for note in [*run.notes, *agreements(run.rows)]:
+    for note in [*run.notes, *remarks(run), *agreements(run.rows)]:
         console.print(f"- {note}", highlight=False, markup=False)
     if not bars_table(run):
         console.print("no bars are set for these shapes and rows", style="dim")
@@ -243,7 +243,7 @@ def record(run: Run) -> dict[str, Any]:
 
 def write(run: Run, results: Path) -> None:
     """The section and the plot."""
-    picture = results.with_name(f"{run.plan.name}-{run.device}.svg")
+    picture = results.with_name(f"{run.plan.name}-{run.device}{'-avx512' if run.wide else ''}.svg")
     picture.write_text(plot.svg(run), "utf-8")
     write_results(results, section(run, plot=picture.name))
 

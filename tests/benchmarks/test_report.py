@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks import bars, plot
+from benchmarks import bars, plot, report
 from benchmarks.bars import Bar
 from benchmarks.checkpoint import Blueprint, blueprint
 from benchmarks.figures import Measured, floor, medians
@@ -139,6 +139,17 @@ def test_a_section_has_figures_floors_bars_and_notes() -> None:
     assert "| behold, int8 | first token | 4.00 s | llama.cpp, Q8_0 | 10.00 s | 0.40× | ≤ 0.42×: reached |" in text
     assert "- a note\n- the same answers? behold, int8: 2 of 3 tokens (3 different) as llama.cpp, Q8_0" in text
     assert len(terminal_tables(run)) == 3
+
+
+def test_a_wider_cpu_has_a_section_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "cpu_flags", lambda: frozenset({"avx2", "avx512_vnni"}))
+    rates = [RATES | {"bfloat16_gop_s": 400.0}]
+    rows = (measured("transformers", first=10.0, speed=20.0), measured("behold:int8", first=4.0, speed=40.0))
+    text = section(a_run(*rows, rates=rates))
+    assert text.startswith("## llava-interleave-qwen-0.5b, cpu, AVX-512, 2 threads\n\n")
+    assert "float32 200, bfloat16 400, int8 400. Up to" in text
+    assert "0.40× | ≤ 0.48×: reached |" in text and "- what is to be reached was set for a CPU with AVX2" in text
+    assert "was set for" not in section(a_run(*rows, name="toy", rates=rates))
 
 
 def test_without_a_probe_or_bars_there_are_figures_only() -> None:

@@ -13,6 +13,8 @@ from behold.kernels import native
 HERE = Path(__file__).parent
 SOURCES = Path(native.__file__).parent / "csrc"
 COMPILER = shutil.which("g++") or shutil.which("c++")
+LEVELS: dict[str, list[str]] = {"base": [], "avx2": ["-mavx2", "-mfma", "-mf16c"]}
+LEVELS["avx512"] = [*LEVELS["avx2"], "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"]
 FLAGS = ["-std=c++17", "-O0", "-fno-math-errno", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 PROGRAMS = [
     (
@@ -31,14 +33,14 @@ PROGRAMS = [
 
 
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here")
-@pytest.mark.parametrize("level", ["base", "avx2"])
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize(("main", "kernels", "printed"), PROGRAMS)
 def test_they_stay_in_their_memory(
     tmp_path: Path, level: str, main: str, kernels: tuple[str, ...], printed: str
 ) -> None:
-    if level == "avx2" and not any("avx2" in path.name for path in native.libraries()):
-        pytest.skip("this CPU has no AVX2")
-    flags = [*FLAGS, *(["-mavx2", "-mfma", "-mf16c"] if level == "avx2" else [])]
+    if LEVELS[level] and not any(level in path.name for path in native.libraries()):
+        pytest.skip(f"this CPU has no {level}")
+    flags = [*FLAGS, *LEVELS[level]]
     program = tmp_path / "sanitized"
     files = [HERE / main, *(SOURCES / name for name in kernels)]
     command = [str(COMPILER), *flags, f"-I{SOURCES}", *map(str, files), str(SOURCES / "pool.cpp"), "-o", str(program)]

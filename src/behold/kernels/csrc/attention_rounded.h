@@ -3,10 +3,16 @@
 
 #include "vec.h"
 
-// Have `count` numbers on their way to the nearest cache.
+#if defined(__AVX512VNNI__)
+constexpr int NEAR = 2; // the second cache: more lines can be on their way there than to the first
+#else
+constexpr int NEAR = 3;
+#endif
+
+// Have `count` numbers on their way to a near cache.
 template <class T> inline void fetch(const T *from, int64_t count) {
     const char *at = reinterpret_cast<const char *>(from);
-    for (int64_t i = 0; i < count * static_cast<int64_t>(sizeof(T)); i += 64) __builtin_prefetch(at + i);
+    for (int64_t i = 0; i < count * static_cast<int64_t>(sizeof(T)); i += 64) __builtin_prefetch(at + i, 0, NEAR);
 }
 
 // n numbers, a multiple of 8, to the nearest of -32767 to 32767 times a step, which is returned; most: the largest.

@@ -77,17 +77,18 @@ BH_EXPORT void bh_best_q8(const float *x, const Layer *layer, float *rough, cons
         for (const float one : of_parts) bounds[m] = one > bounds[m] ? one : bounds[m];
     }
     const Row *rounded = round_rows(x, rows, k, Window::SEVEN_BITS, {}, 1);
-    const Columns columns{*layer, rounded, rough, n, STORE, nullptr, nullptr};
+    const Columns columns{layer, rounded, rough, n, STORE, nullptr, nullptr};
     std::vector<Best> found(parts * rows);
     in_parallel(parts, 1, threads, [&](int64_t begin, int64_t end) {
         for (int64_t part = begin; part < end; part++)
             for (int64_t panel = part * AT_ONCE; panel < panels && panel < (part + 1) * AT_ONCE; panel++) {
                 const int64_t first = panel * PANEL, last = first + PANEL < n ? first + PANEL : n;
+                const Panel one{&columns, panel};
                 for (int64_t m = 0; m < rows; m++) {
                     float *own = rough + m * n, before[PANEL];
                     if (!may_reach(own, errors, sizes[m], bounds[m], first, last)) continue;
                     std::memcpy(before, own + first, (last - first) * sizeof(float));
-                    few_q8({columns, panel}, k, m, m + 1);
+                    few_q8(&one, 1, k, m, m + 1);
                     Best &of_part = found[part * rows + m];
                     for (int64_t i = first; i < last; i++) {
                         of_part.take(own[i], i);

@@ -44,50 +44,65 @@ struct Call {
     const uint8_t *largest; // for many rows, and weights of 8 bits that were looked at
 
     Columns columns(int64_t layer, int64_t column, After then) const {
-        return {layers[layer], rows, y + column, width, then, residual, largest};
+        return {layers + layer, rows, y + column, width, then, residual, largest};
     }
 
     bool gated() const { return after == TIMES_SILU && count == 2; }
 
-    // Panels of a layer that are computed together. Those of a gate and what it is for always are.
-    int64_t together(bool few) const { return few || gated() || codes(layers[0]) ? 1 : 2; }
+    // Panels of a layer that many rows meet together. Those of a gate and what it is for always are.
+    int64_t together() const { return gated() || codes(layers[0]) ? 1 : 2; }
 
-    int64_t items_of(int64_t layer, bool few) const {
-        return (panels_of(layers[layer]) + together(few) - 1) / together(few);
-    }
+    int64_t items_of(int64_t layer, int64_t panels) const { return (panels_of(layers[layer]) + panels - 1) / panels; }
 
-    // All layers' panels, one behind the other.
-    int64_t items(bool few) const {
-        if (gated()) return items_of(0, few);
+    // All layers' panels, one behind the other, `panels` of a layer in an item.
+    int64_t items(int64_t panels) const {
+        if (gated()) return items_of(0, panels);
         int64_t sum = 0;
-        for (int64_t i = 0; i < count; i++) sum += items_of(i, few);
+        for (int64_t i = 0; i < count; i++) sum += items_of(i, panels);
         return sum;
     }
 
-    void panels(const Panel *some, int number, int64_t begin, int64_t end, bool few) const {
-        if (!few && !codes(layers[0])) return many_q8(some, number, k, begin, end);
-        for (const Panel *panel = some; panel < some + number; panel++)
-            if (codes(layers[0]))
-                panel_q4(panel->columns, k, begin, end, panel->number, offsets);
-            else
-                few_q8(*panel, k, begin, end);
-    }
+    // Some of the layers' panels, which are computed together.
+    struct Some {
+        Columns columns[STREAMS > 2 ? STREAMS : 2];
+        Panel panels[STREAMS > 2 ? STREAMS : 2];
+        int count = 0;
 
-    void item(int64_t number, int64_t begin, int64_t end, bool few) const {
+        void add(const Columns &of, int64_t number) {
+            columns[count] = of;
+            panels[count] = {columns + count, number};
+            count++;
+        }
+    };
+
+    void add_item(Some &some, int64_t number, int64_t panels) const {
         if (gated()) {
-            const Columns gate = columns(0, 0, STORE), up = columns(1, 0, TIMES_SILU);
-            const Panel both[] = {{gate, number}, {up, number}};
-            return panels(both, 2, begin, end, few);
+            some.add(columns(0, 0, STORE), number);
+            return some.add(columns(1, 0, TIMES_SILU), number);
         }
         int64_t layer = 0, column = 0;
-        for (; number >= items_of(layer, few); layer++) {
-            number -= items_of(layer, few);
+        for (; number >= items_of(layer, panels); layer++) {
+            number -= items_of(layer, panels);
             column += layers[layer].n;
         }
-        const Columns own = columns(layer, column, after);
-        const int64_t first = number * together(few), rest = panels_of(layers[layer]) - first;
-        const Panel some[] = {{own, first}, {own, first + 1}};
-        panels(some, rest > 1 && together(few) > 1 ? 2 : 1, begin, end, few);
+        for (int64_t i = number * panels; i < (number + 1) * panels && i < panels_of(layers[layer]); i++)
+            some.add(columns(layer, column, after), i);
+    }
+
+    // Items from, from + apart, … of few rows.
+    void few_rows(int64_t from, int64_t apart, int64_t items, int64_t n_rows) const {
+        Some some;
+        for (int64_t i = 0; i < items; i++) add_item(some, from + i * apart, 1);
+        if (!codes(layers[0])) return few_q8(some.panels, some.count, k, 0, n_rows);
+        if (offsets) return few_q4(some.panels, some.count, k, 0, n_rows, offsets);
+        for (int i = 0; i < some.count; i++) many_q4(some.panels[i], k, 0, n_rows);
+    }
+
+    void many_rows(int64_t item, int64_t begin, int64_t end) const {
+        Some some;
+        add_item(some, item, together());
+        if (!codes(layers[0])) return many_q8(some.panels, some.count, k, begin, end);
+        for (int i = 0; i < some.count; i++) many_q4(some.panels[i], k, begin, end);
     }
 
     void round(const float *x, int64_t n_rows, Norm norm, int threads) {
@@ -105,21 +120,23 @@ struct Call {
     }
 
     void run(int64_t n_rows, int threads) const {
-        const bool few = n_rows <= FEW;
-        const int64_t all = items(few);
-        if (few) {
-            in_parallel_parts(all, all >= 32 ? 2 : 1, threads, [&](int64_t begin, int64_t end) {
-                for (int64_t number = begin; number < end; number++) item(number, 0, n_rows, true);
-            });
-            return;
-        }
-        const int64_t portion = rows_per_portion(n_rows, k);
+        if (n_rows <= FEW) return run_few(n_rows, threads);
+        const int64_t all = items(together()), portion = rows_per_portion(n_rows, k);
         in_parallel((n_rows + portion - 1) / portion * all, 1, threads, [&](int64_t begin, int64_t end) {
             for (int64_t number = begin; number < end; number++) {
                 const int64_t first = number / all * portion;
-                item(number % all, first, first + portion < n_rows ? first + portion : n_rows, false);
+                many_rows(number % all, first, first + portion < n_rows ? first + portion : n_rows);
             }
         });
+    }
+
+    // Each thread goes through parts of the weights side by side: memory gives more in several long runs than in one.
+    void run_few(int64_t n_rows, int threads) const {
+        const int64_t all = items(1), beside = gated() && STREAMS > 1 ? STREAMS / 2 : STREAMS, steps = all / beside;
+        in_parallel_parts(steps, STREAMS == 1 && all >= 32 ? 2 : 1, threads, [&](int64_t begin, int64_t end) {
+            for (int64_t number = begin; number < end; number++) few_rows(number, steps, beside, n_rows);
+        });
+        for (int64_t number = steps * beside; number < all; number++) few_rows(number, 0, 1, n_rows);
     }
 };
 

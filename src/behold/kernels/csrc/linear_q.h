@@ -8,8 +8,11 @@
 
 #if defined(__AVX512VNNI__)
 constexpr bool BY_EIGHTS = false; // many rows: whether products of eight places are added in 16 bits
+constexpr int STREAMS = 4;        // few rows: panels that are read together, from far apart, for which there are registers
+constexpr int64_t AHEAD = 2048;   // so far, in bytes, each of them is fetched into the second cache
 #else
 constexpr bool BY_EIGHTS = true;
+constexpr int STREAMS = 1;
 #endif
 
 // Four weights of a column that are added in 16 bits: those of two neighbouring places and of the two four further.
@@ -34,7 +37,7 @@ enum After : int64_t { STORE, ADD, TIMES_SILU, GELU };
 
 // The columns of a layer in the results of a call, whose rows are `width` long.
 struct Columns {
-    const Layer &layer;
+    const Layer *layer;
     const Row *rows;
     float *y;
     int64_t width;
@@ -54,9 +57,9 @@ struct Columns {
     // Row m of a panel from the exact sums of its integers and its outliers: one formula for every kernel.
     void finish(int64_t m, int64_t panel, const int32_t *products) const {
         static constexpr float none[PANEL] = {};
-        const int64_t first = panel * PANEL, count = layer.n - first, at = m * width + first;
-        const float *scale = layer.scale + first, *bias = layer.bias ? layer.bias + first : none;
-        const int32_t *sums = layer.sums + first;
+        const int64_t first = panel * PANEL, count = layer->n - first, at = m * width + first;
+        const float *scale = layer->scale + first, *bias = layer->bias ? layer->bias + first : none;
+        const int32_t *sums = layer->sums + first;
         const float *added = after == ADD ? residual + at : none;
         if (count >= PANEL) return finish(rows[m], products, scale, sums, bias, added, y + at);
         const Part<float> scales(scale, count), biases(bias, count), some(added, count);
@@ -103,23 +106,24 @@ struct Columns {
 };
 
 struct Panel {
-    const Columns &columns;
+    const Columns *columns;
     int64_t number;
 };
 
 constexpr int64_t TILE = 3; // rows that share the weights that are read, and what is known of their integers
 
-// Rows [begin, end), so few that reading the weights takes the time.
-void few_q8(const Panel &panel, int64_t k, int64_t begin, int64_t end);
+// Rows [begin, end), so few that reading the weights takes the time, of one panel or of several, in this order.
+void few_q8(const Panel *panels, int count, int64_t k, int64_t begin, int64_t end);
+void few_q4(const Panel *panels, int count, int64_t k, int64_t begin, int64_t end, const int32_t *offsets);
 
-// Rows [begin, end), from a tile's first, of one panel or of two, which may be of two layers.
+// Rows [begin, end), from a tile's first and at most 192, of one panel or of two, which may be of two layers.
 void many_q8(const Panel *panels, int count, int64_t k, int64_t begin, int64_t end);
 
 // The largest integer that `count` rows of a tile have in the places i, i + 1, i + 4 and i + 5, for each place i.
 void largest_q8(const Row *rows, int64_t count, int64_t k, uint8_t *out);
-void panel_q4(const Columns &columns, int64_t k, int64_t begin, int64_t end, int64_t panel, const int32_t *offsets);
+void many_q4(const Panel &panel, int64_t k, int64_t begin, int64_t end);
 
 constexpr int64_t GROUP = 32; // places of K with a multiplier, at 4 bits
 
-// What the products of one row with codes begin at, for each of its groups: to be given to panel_q4.
+// What the products of one row with codes begin at, for each of its groups: to be given to few_q4.
 void offsets_q4(const Row &row, int64_t groups, int32_t *offsets);

@@ -18,6 +18,16 @@ constexpr int64_t GROUP_BYTES = PANEL * 16;  // of codes
 constexpr int64_t SPREAD = 16;               // groups that are spread at a time
 constexpr int64_t MOST = 192;                // rows of a portion
 
+struct Codes {
+    const uint8_t *codes;
+    const int8_t *multipliers;
+
+    Codes() = default;
+    Codes(const Panel &panel, int64_t groups)
+        : codes(static_cast<const uint8_t *>(panel.columns->layer->w) + panel.number * groups * GROUP_BYTES),
+          multipliers(panel.columns->layer->multipliers + panel.number * groups * PANEL) {}
+};
+
 #if defined(__AVX2__)
 
 // Eight multipliers, each twice in 16 bits.
@@ -44,35 +54,52 @@ inline __m512i sixteen(const int8_t *multipliers) {
     return _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(multipliers)));
 }
 
+// sums += a group's products, which are multiplied.
 inline void add_part(const Two &part, __m512i first, __m512i last, Two &sums) {
     sums.a = _mm512_add_epi32(sums.a, _mm512_mullo_epi32(part.a, first));
     sums.b = _mm512_add_epi32(sums.b, _mm512_mullo_epi32(part.b, last));
 }
 
-// parts += the products of a group's places 4 · j, and those 16 further, of MR rows with a panel.
-template <int MR>
-inline __attribute__((always_inline)) void add_codes(Two &one, Two &other, const uint8_t *a, const uint8_t *b,
-                                                     const uint8_t *w) {
+// The product of MR rows with N panels: from four at a time, or of one from four places.
+template <int MR, int N>
+void product_of_few(const Row *rows, const int32_t *offsets, const Codes (&panels)[N], int64_t groups,
+                    int32_t (*out)[N][PANEL]) {
     const __m512i low = _mm512_set1_epi8(15);
-    const __m512i codes[] = {load64(w), load64(w + 64)};
-    const __m512i below[] = {_mm512_and_si512(codes[0], low), _mm512_and_si512(codes[1], low)};
-    const __m512i above[] = {_mm512_and_si512(_mm512_srli_epi16(codes[0], 4), low),
-                             _mm512_and_si512(_mm512_srli_epi16(codes[1], 4), low)};
-    const auto add = [&](Two &part, const uint8_t *integers) __attribute__((always_inline)) {
-        const __m512i first = four_places64(integers), last = four_places64(integers + 16);
-        part.a = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(part.a, below[0], first), above[0], last);
-        part.b = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(part.b, below[1], first), above[1], last);
+    Two sums[MR][N];
+    const auto group = [&](int64_t g) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+        for (int p = 0; p < N; p++) {
+            const uint8_t *w = panels[p].codes + g * GROUP_BYTES;
+            Two part[MR];
+#pragma GCC unroll 4
+            for (int m = 0; m < MR; m++) part[m].a = part[m].b = _mm512_set1_epi32(offsets[m * groups + g]);
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; j++) {
+                const __m512i one = load64(w + 128 * j), two = load64(w + 128 * j + 64);
+                __builtin_prefetch(w + 128 * j + AHEAD, 0, 2);
+                __builtin_prefetch(w + 128 * j + AHEAD + 64, 0, 2);
+                const __m512i one_low = _mm512_and_si512(one, low), two_low = _mm512_and_si512(two, low);
+                const __m512i one_high = _mm512_and_si512(_mm512_srli_epi16(one, 4), low);
+                const __m512i two_high = _mm512_and_si512(_mm512_srli_epi16(two, 4), low);
+#pragma GCC unroll 4
+                for (int m = 0; m < MR; m++) {
+                    const uint8_t *x = rows[m].integers + g * GROUP + 4 * j;
+                    const __m512i first = four_places64(x), last = four_places64(x + 16);
+                    part[m].a = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(part[m].a, one_low, first), one_high, last);
+                    part[m].b = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(part[m].b, two_low, first), two_high, last);
+                }
+            }
+            const int8_t *multipliers = panels[p].multipliers + g * PANEL;
+#pragma GCC unroll 4
+            for (int m = 0; m < MR; m++) add_part(part[m], sixteen(multipliers), sixteen(multipliers + 16), sums[m][p]);
+        }
     };
-    add(one, a);
-    if (MR > 1) add(other, b);
-}
-
-typedef Two Sums;
-
-inline void begin_at(Two &part, int32_t offset) { part.a = part.b = _mm512_set1_epi32(offset); }
-
-inline void add_part(const Two &part, const int8_t *multipliers, Two &sums) {
-    add_part(part, sixteen(multipliers), sixteen(multipliers + 16), sums);
+    const int64_t parts = N > 1 ? 1 : STREAMS, part = groups / parts;
+    for (int64_t i = 0; i < part; i++)
+        for (int64_t s = 0; s < parts; s++) group(s * part + i);
+    for (int64_t g = part * parts; g < groups; g++) group(g);
+    for (int m = 0; m < MR; m++)
+        for (int p = 0; p < N; p++) sums[m][p].store_to(out[m][p]);
 }
 
 #elif defined(__AVX2__)
@@ -116,13 +143,7 @@ inline __attribute__((always_inline)) void add_part(const Four &part, const int8
     sums.d = _mm256_add_epi32(sums.d, _mm256_madd_epi16(part.d, twice(multipliers + 24)));
 }
 
-typedef Four Sums;
 constexpr int ROWS = 1; // is as fast as several: the weights are operands anyway, and there are registers for the sums
-
-inline void begin_at(Four &part, int32_t offset) { part.a = part.b = part.c = part.d = _mm256_set1_epi32(offset); }
-
-#endif
-#if defined(__AVX2__)
 
 // 128 bytes are fetched at each of four places.
 struct Ahead {
@@ -137,18 +158,19 @@ struct Ahead {
 
 // MR rows by a panel, read from four places at a time. What comes next, in this panel or the one behind it, is fetched
 // from all four in turn: memory gives more than where a group's 512 bytes are read at once.
-template <int MR>
-void product_of_few(const Row *rows, const int32_t *offsets, const uint8_t *w, const int8_t *multipliers,
-                    int64_t groups, int32_t (*out)[PANEL]) {
-    constexpr int STREAMS = 4;
-    const uint8_t *a = rows[0].integers, *b = rows[MR - 1].integers;
-    Sums first, second;
-    const int64_t part = groups / STREAMS;
+template <int MR, int>
+void product_of_few(const Row *rows, const int32_t *offsets, const Codes (&panel)[1], int64_t groups,
+                    int32_t (*out)[1][PANEL]) {
+    constexpr int PLACES = 4;
+    const uint8_t *a = rows[0].integers, *b = rows[MR - 1].integers, *w = panel->codes;
+    const int8_t *multipliers = panel->multipliers;
+    Four first, second;
+    const int64_t part = groups / PLACES;
     const auto group = [&](int64_t g, Ahead ahead) __attribute__((always_inline)) {
         const uint8_t *codes = w + g * GROUP_BYTES, *x = a + g * GROUP, *y = b + g * GROUP;
-        Sums one, other;
-        begin_at(one, offsets[g]);
-        if (MR > 1) begin_at(other, offsets[groups + g]);
+        Four one, other;
+        one.a = one.b = one.c = one.d = _mm256_set1_epi32(offsets[g]);
+        if (MR > 1) other.a = other.b = other.c = other.d = _mm256_set1_epi32(offsets[groups + g]);
         for (int j = 0; j < 4; j++) {
             add_codes<MR>(one, other, x + 4 * j, y + 4 * j, codes + 128 * j);
             ahead.fetch(j);
@@ -158,16 +180,19 @@ void product_of_few(const Row *rows, const int32_t *offsets, const uint8_t *w, c
     };
     for (int64_t i = 0; i < part; i++) {
         const int64_t next = i + 1 < part ? i + 1 : groups;
-        for (int s = 0; s < STREAMS; s++) {
+        for (int s = 0; s < PLACES; s++) {
             if (!(i & 1)) __builtin_prefetch(multipliers + (next + s * part) * PANEL);
-            const uint8_t *ahead = w + next * GROUP_BYTES + s * (GROUP_BYTES / STREAMS);
+            const uint8_t *ahead = w + next * GROUP_BYTES + s * (GROUP_BYTES / PLACES);
             group(s * part + i, {ahead, part * GROUP_BYTES});
         }
     }
-    for (int64_t g = part * STREAMS; g < groups; g++) group(g, {w + (g + 1) * GROUP_BYTES, 128});
-    first.store_to(out[0]);
-    if (MR > 1) second.store_to(out[MR - 1]);
+    for (int64_t g = part * PLACES; g < groups; g++) group(g, {w + (g + 1) * GROUP_BYTES, 128});
+    first.store_to(out[0][0]);
+    if (MR > 1) second.store_to(out[MR - 1][0]);
 }
+
+#endif
+#if defined(__AVX2__)
 
 // Some groups of a panel as the products of many rows want them.
 struct Spread {
@@ -311,13 +336,15 @@ inline int32_t weight(const uint8_t *w, const int8_t *multipliers, int64_t place
     return ((at < 16 ? both & 15 : both >> 4) - 8) * multipliers[g * PANEL + column];
 }
 
-template <int MR>
-void product_of_few(const Row *rows, const int32_t *, const uint8_t *w, const int8_t *multipliers, int64_t groups,
-                    int32_t (*out)[PANEL]) {
+template <int MR, int>
+void product_of_few(const Row *rows, const int32_t *, const Codes (&panel)[1], int64_t groups,
+                    int32_t (*out)[1][PANEL]) {
+    const uint8_t *w = panel->codes;
+    const int8_t *multipliers = panel->multipliers;
     std::memset(out, 0, MR * sizeof *out);
     for (int m = 0; m < MR; m++)
         for (int64_t k = 0; k < groups * GROUP; k++)
-            for (int c = 0; c < PANEL; c++) out[m][c] += static_cast<int8_t>(rows[m].integers[k]) * weight(w, multipliers, k, c);
+            for (int c = 0; c < PANEL; c++) out[m][0][c] += static_cast<int8_t>(rows[m].integers[k]) * weight(w, multipliers, k, c);
 }
 
 struct Spread {
@@ -349,21 +376,45 @@ void add_outliers(const Row &row, const uint8_t *w, const int8_t *multipliers, i
 
 #endif
 
-// MR rows, from m on, whose codes are used as they are read.
-template <int MR>
-void few(const Columns &columns, const uint8_t *codes, const int8_t *multipliers, int64_t groups,
-         const int32_t *offsets, int64_t m, int64_t panel) {
-    alignas(32) int32_t sums[MR][PANEL];
-    product_of_few<MR>(columns.rows + m, offsets + m * groups, codes, multipliers, groups, sums);
-    for (int i = 0; i < MR; i++) {
-        add_outliers(columns.rows[m + i], codes, multipliers, sums[i]);
-        columns.finish(m + i, panel, sums[i]);
-    }
+// MR rows of N panels, from m on, whose codes are used as they are read.
+template <int MR, int N>
+void few(const Panel *panels, const Codes (&own)[N], int64_t groups, const int32_t *offsets, int64_t m) {
+    alignas(64) int32_t sums[MR][N][PANEL];
+    const Row *rows = panels->columns->rows + m;
+    product_of_few<MR, N>(rows, offsets + m * groups, own, groups, sums);
+    for (int p = 0; p < N; p++)
+        for (int i = 0; i < MR; i++) {
+            add_outliers(rows[i], own[p].codes, own[p].multipliers, sums[i][p]);
+            panels[p].columns->finish(m + i, panels[p].number, sums[i][p]);
+        }
 }
 
-// Rows [begin, end), at most MOST.
-void several(const Columns &columns, const uint8_t *codes, const int8_t *multipliers, int64_t groups, int64_t begin,
-             int64_t end, int64_t panel) {
+// Rows [begin, end) of N panels.
+template <int N>
+void few_of(const Panel *panels, int64_t groups, int64_t begin, int64_t end, const int32_t *offsets) {
+    Codes own[N];
+    for (int p = 0; p < N; p++) own[p] = Codes(panels[p], groups);
+    int64_t m = begin;
+    for (; end - m >= 2; m += 2) few<2, N>(panels, own, groups, offsets, m);
+    if (m < end) few<1, N>(panels, own, groups, offsets, m);
+}
+
+} // namespace
+
+void offsets_q4(const Row &row, int64_t groups, int32_t *offsets) {
+    for (int64_t g = 0; g < groups; g++) offsets[g] = offset(row.integers + g * GROUP);
+}
+
+void few_q4(const Panel *panels, int count, int64_t k, int64_t begin, int64_t end, const int32_t *offsets) {
+    const int64_t groups = (k + GROUP - 1) / GROUP;
+    if (count == STREAMS) return few_of<STREAMS>(panels, groups, begin, end, offsets);
+    for (int p = 0; p < count; p++) few_of<1>(panels + p, groups, begin, end, offsets);
+}
+
+void many_q4(const Panel &panel, int64_t k, int64_t begin, int64_t end) {
+    const int64_t groups = (k + GROUP - 1) / GROUP;
+    const Columns &columns = *panel.columns;
+    const Codes own(panel, groups);
     alignas(32) int32_t sums[MOST][PANEL];
     int32_t next[MOST]; // of each row's outliers, which are in order
     Spread spread;
@@ -372,9 +423,9 @@ void several(const Columns &columns, const uint8_t *codes, const int8_t *multipl
     const Row *rows = columns.rows + begin;
     for (int64_t g = 0; g < groups; g += SPREAD) {
         const int64_t some = groups - g < SPREAD ? groups - g : SPREAD;
-        spread.fill(codes + g * GROUP_BYTES, multipliers + g * PANEL, some);
+        spread.fill(own.codes + g * GROUP_BYTES, own.multipliers + g * PANEL, some);
         for (int64_t m = 0, done = 0; m < end - begin; m++) {
-            if (g + SPREAD >= groups) columns.expect(begin + m, panel);
+            if (g + SPREAD >= groups) columns.expect(begin + m, panel.number);
             if (m == done) {
                 const bool whole = end - begin - m >= ROWS;
                 (whole ? product<ROWS> : product<1>)(rows + m, g * GROUP, spread, some, sums + m);
@@ -387,21 +438,5 @@ void several(const Columns &columns, const uint8_t *codes, const int8_t *multipl
             }
         }
     }
-    for (int64_t m = begin; m < end; m++) columns.finish(m, panel, sums[m - begin]);
-}
-
-} // namespace
-
-void offsets_q4(const Row &row, int64_t groups, int32_t *offsets) {
-    for (int64_t g = 0; g < groups; g++) offsets[g] = offset(row.integers + g * GROUP);
-}
-
-void panel_q4(const Columns &columns, int64_t k, int64_t begin, int64_t end, int64_t panel, const int32_t *offsets) {
-    const int64_t groups = (k + GROUP - 1) / GROUP;
-    const uint8_t *codes = static_cast<const uint8_t *>(columns.layer.w) + panel * groups * GROUP_BYTES;
-    const int8_t *multipliers = columns.layer.multipliers + panel * groups * PANEL;
-    if (!offsets) return several(columns, codes, multipliers, groups, begin, end, panel);
-    int64_t m = begin;
-    for (; end - m >= 2; m += 2) few<2>(columns, codes, multipliers, groups, offsets, m, panel);
-    if (m < end) few<1>(columns, codes, multipliers, groups, offsets, m, panel);
+    for (int64_t m = begin; m < end; m++) columns.finish(m, panel.number, sums[m - begin]);
 }

@@ -25,14 +25,36 @@ constexpr int64_t MOST = 192;       // rows of a portion
 template <int PANELS> using Weights = const int8_t *[PANELS];
 
 #if defined(__AVX512VNNI__)
-typedef Two Sums;
-constexpr int ROWS = 6; // that meet a panel's weights together
+constexpr int ROWS = 3; // that meet a panel's weights together
 
-// The products of four places of a row with a panel are added.
-inline __attribute__((always_inline)) void add(Two &sums, const uint8_t *integers, const int8_t *w, int64_t quad) {
-    const __m512i a = four_places64(integers + 4 * quad);
-    sums.a = _mm512_dpbusd_epi32(sums.a, a, load64(w + quad * QUAD));
-    sums.b = _mm512_dpbusd_epi32(sums.b, a, load64(w + quad * QUAD + 64));
+// The product of MR rows with N panels: from four at a time, or of one from four places.
+template <int MR, int N>
+void product(const Row *rows, const Weights<N> &w, int64_t quads, int32_t (*out)[N][PANEL]) {
+    __m512i sums[MR][2 * N];
+#pragma GCC unroll 4
+    for (int m = 0; m < MR; m++)
+#pragma GCC unroll 8
+        for (int i = 0; i < 2 * N; i++) sums[m][i] = _mm512_setzero_si512();
+    const auto step = [&](int64_t quad) __attribute__((always_inline)) {
+        __m512i four[MR];
+#pragma GCC unroll 4
+        for (int m = 0; m < MR; m++) four[m] = four_places64(rows[m].integers + 4 * quad);
+#pragma GCC unroll 8
+        for (int i = 0; i < 2 * N; i++) {
+            const __m512i weights = load64(w[i / 2] + quad * QUAD + i % 2 * 64);
+            __builtin_prefetch(w[i / 2] + quad * QUAD + i % 2 * 64 + AHEAD, 0, 2);
+#pragma GCC unroll 4
+            for (int m = 0; m < MR; m++) sums[m][i] = _mm512_dpbusd_epi32(sums[m][i], four[m], weights);
+        }
+    };
+    const int64_t parts = N > 1 ? 1 : STREAMS, part = quads / parts;
+    for (int64_t i = 0; i < part; i++)
+        for (int64_t s = 0; s < parts; s++) step(s * part + i);
+    for (int64_t i = part * parts; i < quads; i++) step(i);
+#pragma GCC unroll 4
+    for (int m = 0; m < MR; m++)
+#pragma GCC unroll 8
+        for (int i = 0; i < 2 * N; i++) store64(out[m][i / 2] + i % 2 * 16, sums[m][i]);
 }
 
 // sums += the products of N rows' integers, from a place on, with quads of each panel.
@@ -62,7 +84,6 @@ void add_part(const Row *rows, int64_t place, const Weights<PANELS> &w, int64_t 
 }
 
 #elif defined(__AVX2__)
-typedef Four Sums;
 constexpr int ROWS = 1; // is as fast as several, as the weights are in the first cache, and leaves registers for two panels
 
 // The products of four places of a row with a panel are added.
@@ -79,30 +100,27 @@ inline __attribute__((always_inline)) void add(Four &sums, const uint8_t *intege
     sums.keep();
 }
 
-#endif
-#if defined(__AVX2__)
-
 // The product of MR rows with a panel, read from four places at a time.
-template <int MR> void product(const Row *rows, const int8_t *w, int64_t quads, int32_t (*out)[PANEL]) {
-    constexpr int STREAMS = 4;
-    Sums first, second, third;
+template <int MR, int>
+void product(const Row *rows, const Weights<1> &panel, int64_t quads, int32_t (*all)[1][PANEL]) {
+    constexpr int PLACES = 4;
+    const int8_t *w = panel[0];
+    int32_t(*out)[PANEL] = all[0];
+    Four first, second, third;
     const uint8_t *a = rows[0].integers, *b = rows[MR > 1].integers, *c = rows[MR > 2 ? 2 : 0].integers;
     const auto step = [&](int64_t quad) __attribute__((always_inline)) {
         add(first, a, w, quad);
         if (MR > 1) add(second, b, w, quad);
         if (MR > 2) add(third, c, w, quad);
     };
-    const int64_t part = quads / STREAMS;
+    const int64_t part = quads / PLACES;
     for (int64_t i = 0; i < part; i++)
-        for (int s = 0; s < STREAMS; s++) step(s * part + i);
-    for (int64_t i = part * STREAMS; i < quads; i++) step(i);
+        for (int s = 0; s < PLACES; s++) step(s * part + i);
+    for (int64_t i = part * PLACES; i < quads; i++) step(i);
     first.store_to(out[0]);
     if (MR > 1) second.store_to(out[MR > 1]);
     if (MR > 2) third.store_to(out[MR > 2 ? 2 : 0]);
 }
-
-#endif
-#if defined(__AVX2__) && !defined(__AVX512VNNI__)
 
 // In its place: the compiler would copy sums from register to register.
 inline __attribute__((always_inline)) void add_to(__m256i &sum, __m256i value) {
@@ -194,7 +212,8 @@ template <class F> void find_wide(const int8_t *w, int64_t quads, const F &found
         }
 }
 
-#elif defined(__AVX512VNNI__)
+#endif
+#if defined(__AVX512VNNI__)
 
 void add_lost(const Row &, const Wide &, const int8_t *, int32_t *) {}
 
@@ -245,13 +264,10 @@ void add_part(const Row *row, int64_t place, const Weights<PANELS> &w, int64_t q
         }
 }
 
-template <int MR> void product(const Row *rows, const int8_t *w, int64_t quads, int32_t (*out)[PANEL]) {
-    int32_t sums[1][1][PANEL];
-    for (int m = 0; m < MR; m++) {
-        std::memset(sums, 0, sizeof sums);
-        add_part<1, false, 1>(rows + m, 0, {w}, quads, sums);
-        std::memcpy(out[m], sums, sizeof sums);
-    }
+template <int MR, int>
+void product(const Row *rows, const Weights<1> &w, int64_t quads, int32_t (*out)[1][PANEL]) {
+    std::memset(out, 0, MR * sizeof *out);
+    for (int m = 0; m < MR; m++) add_part<1, false, 1>(rows + m, 0, w, quads, out + m);
 }
 
 void add_lost(const Row &, const Wide &, const int8_t *, int32_t *) {}
@@ -269,21 +285,37 @@ template <int PANELS> void add_outliers(const Row &row, const Weights<PANELS> &w
 
 #endif
 
-// MR rows of a panel, from m on.
-template <int MR> void few(const Columns &columns, const int8_t *w, int64_t quads, int64_t m, int64_t panel) {
-    alignas(32) int32_t sums[MR][PANEL];
-    product<MR>(columns.rows + m, w, quads, sums);
-    for (int i = 0; i < MR; i++) {
-        add_outliers<1>(columns.rows[m + i], {w}, sums + i);
-        columns.finish(m + i, panel, sums[i]);
-    }
+const int8_t *weights_of(const Panel &panel, int64_t quads) {
+    return static_cast<const int8_t *>(panel.columns->layer->w) + panel.number * quads * QUAD;
+}
+
+// MR rows of N panels, from m on.
+template <int MR, int N> void few(const Panel *panels, const Weights<N> &w, int64_t quads, int64_t m) {
+    alignas(64) int32_t sums[MR][N][PANEL];
+    const Row *rows = panels->columns->rows + m;
+    product<MR, N>(rows, w, quads, sums);
+    for (int p = 0; p < N; p++)
+        for (int i = 0; i < MR; i++) {
+            add_outliers<1>(rows[i], {w[p]}, sums[i] + p);
+            panels[p].columns->finish(m + i, panels[p].number, sums[i][p]);
+        }
+}
+
+// Rows [begin, end) of N panels.
+template <int N> void few_of(const Panel *panels, int64_t quads, int64_t begin, int64_t end) {
+    Weights<N> w;
+    for (int p = 0; p < N; p++) w[p] = weights_of(panels[p], quads);
+    int64_t m = begin;
+    for (; end - m >= TILE && end - m != 4; m += TILE) few<TILE, N>(panels, w, quads, m);
+    for (; end - m >= 2; m += 2) few<2, N>(panels, w, quads, m);
+    if (m < end) few<1, N>(panels, w, quads, m);
 }
 
 constexpr int32_t ALL = -1; // the place of the only entry of a panel with too many of them
 
 bool added_by_eights(const Panel &panel) {
-    const Layer &layer = panel.columns.layer;
-    if (!BY_EIGHTS || !layer.wide_from || !panel.columns.largest) return false;
+    const Layer &layer = *panel.columns->layer;
+    if (!BY_EIGHTS || !layer.wide_from || !panel.columns->largest) return false;
     const int32_t *from = layer.wide_from + panel.number;
     return from[0] == from[1] || layer.wide[from[0]].place != ALL;
 }
@@ -291,11 +323,11 @@ bool added_by_eights(const Panel &panel) {
 // What the sums of rows [begin, end), which are `apart`, lost is added.
 void add_lost(const Panel &panel, const int8_t *w, int64_t quads, int64_t begin, int64_t end, int32_t *sums,
               int64_t apart) {
-    const Columns &columns = panel.columns;
-    const int32_t *from = columns.layer.wide_from + panel.number;
+    const Columns &columns = *panel.columns;
+    const int32_t *from = columns.layer->wide_from + panel.number;
     for (int64_t m = begin; m < end; m += TILE) {
         const uint8_t *largest = columns.largest + m / TILE * (quads * 4);
-        for (const Wide *wide = columns.layer.wide + from[0]; wide < columns.layer.wide + from[1]; wide++)
+        for (const Wide *wide = columns.layer->wide + from[0]; wide < columns.layer->wide + from[1]; wide++)
             if (largest[wide->place] > wide->limit)
                 for (int64_t i = m; i < m + TILE && i < end; i++)
                     add_lost(columns.rows[i], *wide, w, sums + (i - begin) * apart);
@@ -304,11 +336,11 @@ void add_lost(const Panel &panel, const int8_t *w, int64_t quads, int64_t begin,
 
 template <int PANELS, bool EIGHTS> void many(const Panel *panels, int64_t quads, int64_t begin, int64_t end) {
     alignas(32) int32_t sums[MOST][PANELS][PANEL];
-    const Row *rows = panels[0].columns.rows + begin;
+    const Row *rows = panels[0].columns->rows + begin;
     const int64_t count = end - begin;
     Weights<PANELS> all, part;
     for (int p = 0; p < PANELS; p++)
-        all[p] = static_cast<const int8_t *>(panels[p].columns.layer.w) + panels[p].number * quads * QUAD;
+        all[p] = weights_of(panels[p], quads);
     std::memset(sums, 0, count * sizeof *sums);
     for (int64_t quad = 0; quad < quads; quad += PART) {
         for (int p = 0; p < PANELS; p++) part[p] = all[p] + quad * QUAD;
@@ -317,7 +349,7 @@ template <int PANELS, bool EIGHTS> void many(const Panel *panels, int64_t quads,
             const bool whole = count - m >= ROWS;
             next = m + (whole ? ROWS : 1);
             for (int64_t i = m; i < next && quad + PART >= quads; i++)
-                for (int p = 0; p < PANELS; p++) panels[p].columns.expect(begin + i, panels[p].number);
+                for (int p = 0; p < PANELS; p++) panels[p].columns->expect(begin + i, panels[p].number);
             const auto add = whole ? add_part<PANELS, EIGHTS, ROWS> : add_part<PANELS, EIGHTS, 1>;
             add(rows + m, 4 * quad, part, some, sums + m);
         }
@@ -326,19 +358,16 @@ template <int PANELS, bool EIGHTS> void many(const Panel *panels, int64_t quads,
         add_lost(panels[p], all[p], quads, begin, end, sums[0][p], PANELS * PANEL);
     for (int64_t m = 0; m < count; m++) {
         add_outliers<PANELS>(rows[m], all, sums[m]);
-        for (int p = 0; p < PANELS; p++) panels[p].columns.finish(begin + m, panels[p].number, sums[m][p]);
+        for (int p = 0; p < PANELS; p++) panels[p].columns->finish(begin + m, panels[p].number, sums[m][p]);
     }
 }
 
 } // namespace
 
-void few_q8(const Panel &panel, int64_t k, int64_t begin, int64_t end) {
+void few_q8(const Panel *panels, int count, int64_t k, int64_t begin, int64_t end) {
     const int64_t quads = (k + 3) / 4;
-    const int8_t *w = static_cast<const int8_t *>(panel.columns.layer.w) + panel.number * quads * QUAD;
-    int64_t m = begin;
-    for (; end - m >= TILE && end - m != 4; m += TILE) few<TILE>(panel.columns, w, quads, m, panel.number);
-    for (; end - m >= 2; m += 2) few<2>(panel.columns, w, quads, m, panel.number);
-    if (m < end) few<1>(panel.columns, w, quads, m, panel.number);
+    if (count == STREAMS) return few_of<STREAMS>(panels, quads, begin, end);
+    for (int p = 0; p < count; p++) few_of<1>(panels + p, quads, begin, end);
 }
 
 void many_q8(const Panel *panels, int count, int64_t k, int64_t begin, int64_t end) {

@@ -20,6 +20,11 @@ constexpr float HUGE_ABOVE = 8.0f, LEAST = 0.8f;
 constexpr double SHARE = 1.4, LENGTH = 8192.0;
 constexpr int64_t MAX_OUTLIERS = 1024, MAX_EXCESS = int64_t{1} << 21;
 constexpr int64_t MAX_SUM = 2147483647 / (8 * 63);
+#if defined(__AVX512VNNI__)
+constexpr int32_t SPARE = 64; // on either side of a window of 7 bits: products with all of a byte fit, and need no outlier
+#else
+constexpr int32_t SPARE = 0;
+#endif
 constexpr int32_t INFINITE = 0x7f800000; // bits; those of a NaN are larger
 
 typedef int32_t i8 __attribute__((vector_size(32)));
@@ -28,12 +33,14 @@ struct Shape {
     int64_t k, stride, block;
     int32_t largest; // integer in the window
     float loud;
-    uint8_t flipped; // bits of the integers, when they are stored
+    int32_t spare;   // what is added to integers when they are stored
+    uint8_t flipped; // and then these bits
     int64_t most, most_excess; // outliers in a row, and what they may have beyond the window
 
     Shape(int64_t places, Window window) : k(places) {
         largest = window == Window::SEVEN_BITS ? 127 : 255;
         loud = window == Window::SEVEN_BITS ? LOUD : 2 * LOUD;
+        spare = window == Window::SEVEN_BITS ? SPARE : 0;
         flipped = window == Window::SIGNED ? 128 : 0;
         const int64_t rest = MAX_SUM - largest * k;
         most_excess = window == Window::SEVEN_BITS || rest > MAX_EXCESS ? MAX_EXCESS : rest;
@@ -175,17 +182,20 @@ struct Scale {
     }
 };
 
-// Writes a row's integers and outliers. False where there are too many of them.
+// Writes a row's integers and outliers. False where there are too many of them: by the window, which is the same
+// whatever room there is beside it.
 struct Writer {
     const Shape &shape;
     Outlier *outliers;
-    int64_t count = 0, excess = 0;
+    int64_t written = 0, count = 0, excess = 0;
 
     void add(int64_t place, int32_t integer) {
-        const int32_t beyond = integer < 0 ? integer : integer - shape.largest;
-        if (count < shape.most) outliers[count] = {static_cast<int32_t>(place), beyond, 1 << place % 4 * 8, beyond & 0xffff};
+        const int32_t beyond = integer < 0 ? integer : integer - shape.largest, far = beyond < 0 ? -beyond : beyond;
         count++;
-        excess += beyond < 0 ? -beyond : beyond;
+        excess += far;
+        if (far <= shape.spare || written == shape.most) return;
+        const int32_t left = beyond < 0 ? beyond + shape.spare : beyond - shape.spare;
+        outliers[written++] = {static_cast<int32_t>(place), left, 1 << place % 4 * 8, left & 0xffff};
     }
 
     bool write(const float *x, const Scale &scale, uint8_t *out) {
@@ -201,8 +211,10 @@ struct Writer {
                 const __m256i rounded = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i + 8 * a), inverse));
                 v[a] = _mm256_add_epi32(rounded, zero);
             }
-            const __m256i low = _mm256_packs_epi32(v[0], v[1]), high = _mm256_packs_epi32(v[2], v[3]);
-            const __m256i limit = _mm256_set1_epi16(static_cast<int16_t>(shape.largest));
+            const __m256i limit = _mm256_set1_epi16(static_cast<int16_t>(shape.largest + 2 * shape.spare));
+            const __m256i more = _mm256_set1_epi16(static_cast<int16_t>(shape.spare));
+            const __m256i low = _mm256_adds_epi16(_mm256_packs_epi32(v[0], v[1]), more);
+            const __m256i high = _mm256_adds_epi16(_mm256_packs_epi32(v[2], v[3]), more);
             const __m256i bytes = _mm256_packus_epi16(_mm256_min_epi16(low, limit), _mm256_min_epi16(high, limit));
             const __m256i ordered = _mm256_permutevar8x32_epi32(bytes, order);
             _mm256_storeu_si256((__m256i *)(out + i), _mm256_xor_si256(ordered, flipped));
@@ -225,9 +237,10 @@ struct Writer {
 #endif
         for (; i < shape.k; i++) {
             const int32_t integer = static_cast<int32_t>(std::lrintf(x[i] * scale.inverse)) + scale.zero;
-            const int32_t inside = integer < 0 ? 0 : integer > shape.largest ? shape.largest : integer;
-            out[i] = static_cast<uint8_t>(inside ^ shape.flipped);
-            if (integer != inside) add(i, integer);
+            const int32_t spare = shape.spare, end = shape.largest + spare;
+            const int32_t inside = integer < -spare ? -spare : integer > end ? end : integer;
+            out[i] = static_cast<uint8_t>((inside + spare) ^ shape.flipped);
+            if (integer < 0 || integer > shape.largest) add(i, integer);
         }
         return count <= shape.most && excess <= shape.most_excess;
     }
@@ -248,10 +261,11 @@ void round_row(const float *x, const Shape &shape, uint8_t *out, Outlier *outlie
     for (const float threshold : {usual, INFINITY}) {
         if (fits || threshold == first) continue;
         scale = Scale(found, threshold, shape);
-        writer.count = writer.excess = 0;
+        writer.written = writer.count = writer.excess = 0;
         fits = writer.write(x, scale, out);
     }
-    row = {out, outliers, static_cast<int32_t>(writer.count), scale.zero - shape.flipped, scale.step};
+    const int32_t zero = scale.zero + shape.spare - shape.flipped;
+    row = {out, outliers, static_cast<int32_t>(writer.written), zero, scale.step};
 }
 
 struct Memory {

@@ -5,8 +5,9 @@
 
 constexpr int PANEL = 32; // output columns that lie together in packed weights
 
-// What a row's integers are, but for its outliers: in [0, 127], for weights of 8 bits; in [0, 255], for codes; or the
-// latter less 128, as the products of few rows with codes want them.
+// What a row's integers are, but for its outliers: in [0, 127], for weights of 8 bits (with VNNI 64 more, so that those
+// of up to 64 to either side fit, too); in [0, 255], for codes; or the latter less 128, as the products of few rows with
+// codes want them.
 enum class Window { SEVEN_BITS, EIGHT_BITS, SIGNED };
 
 // An entry outside of its row's window: what it has beyond the nearer end.
