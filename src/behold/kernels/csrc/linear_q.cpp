@@ -132,8 +132,9 @@ struct Call {
 
     // Each thread goes through parts of the weights side by side: memory gives more in several long runs than in one.
     void run_few(int64_t n_rows, int threads) const {
-        const int64_t all = items(1), beside = gated() && STREAMS > 1 ? STREAMS / 2 : STREAMS, steps = all / beside;
-        in_parallel_parts(steps, STREAMS == 1 && all >= 32 ? 2 : 1, threads, [&](int64_t begin, int64_t end) {
+        const int64_t all = items(1), most = gated() && STREAMS > 1 ? STREAMS / 2 : STREAMS;
+        const int64_t beside = all >= 2 * most * threads ? most : 1, steps = all / beside;
+        in_parallel_parts(steps, beside == 1 && all >= 32 ? 2 : 1, threads, [&](int64_t begin, int64_t end) {
             for (int64_t number = begin; number < end; number++) few_rows(number, steps, beside, n_rows);
         });
         for (int64_t number = steps * beside; number < all; number++) few_rows(number, 0, 1, n_rows);
