@@ -19,6 +19,24 @@ def test_it_was_built() -> None:
     assert native.load(native.libraries()[-1]) is not None
 
 
+@pytest.mark.parametrize(
+    ("flags", "fastest"),
+    [
+        ({"sse2"}, "_native"),
+        ({"avx2", "fma", "f16c", "avx512f"}, "_native_avx2"),
+        ({"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}, "_native_avx512"),
+    ],
+)
+def test_the_library_is_chosen_by_what_the_cpu_has(
+    flags: set[str], fastest: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_native", "_native_avx2", "_native_avx512"):
+        (tmp_path / f"{name}.so").touch()
+    monkeypatch.setattr(native, "_HERE", tmp_path)
+    monkeypatch.setattr(native, "cpu_flags", lambda: frozenset(flags))
+    assert native.libraries()[0].stem == fastest and native.libraries()[-1].stem == "_native"
+
+
 def test_a_broken_file_is_no_library(tmp_path: Path) -> None:
     path = tmp_path / "_native.so"
     path.write_bytes(b"no library")
