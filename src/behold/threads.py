@@ -19,6 +19,7 @@ import torch
 from behold.errors import OptionError
 
 PERIOD_S = 0.1  # ten ticks of the system's clocks
+FEW_ROWS = 16  # of a model pass so short that its number of threads stays: it may be replayed (engine/replay.py)
 PAUSE_S = 3.0  # what others took, on average, since before a pause says nothing about now
 
 

@@ -10,7 +10,8 @@ import torch
 
 from behold.checkpoint.files import CheckpointFiles
 from behold.checkpoint.rename import RenameRules
-from behold.checkpoint.weights import StoredTensor, check
+from behold.checkpoint.stored import StoredTensor
+from behold.checkpoint.weights import check
 from behold.models.registry import FAMILIES, find_family
 from tests import toys
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from behold.checkpoint.rename import RenameRules
-from behold.checkpoint.rows import StoredRows
+from behold.checkpoint.stored import StoredRows
 from behold.checkpoint.weights import equal_data, load_weights, stored_dtype, stored_tensors
 from behold.errors import CheckpointNotFoundError, WeightsError
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,22 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from behold.checkpoint.rename import RenameRules
-from behold.checkpoint.rows import StoredRows, fetched, read_bytes
+from behold.checkpoint.stored import StoredRows, StoredTensor, fetched, map_as_all
 from behold.errors import CheckpointNotFoundError, WeightsError
 
-_TORCH_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn,
-}
 _UNSAFE = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _MAX_HEADER_BYTES = 100_000_000  # as in the safetensors library
 _NAMES_SHOWN = 8
@@ -75,42 +61,6 @@ class Finisher(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """One tensor as a header describes it; its bytes are [start, stop) of the file."""
-
-    name: str
-    path: Path
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-
-    @property
-    def n_bytes(self) -> int:
-        return self.stop - self.start
-
-    @property
-    def torch_dtype(self) -> torch.dtype | None:
-        return _TORCH_DTYPES.get(self.dtype)
-
-    def map(self, mapping: Mapping[torch.dtype, Tensor]) -> Tensor | None:
-        """A view into the mapped file (`map_as_all`), or None where the bytes are not aligned for the type."""
-        assert self.torch_dtype is not None
-        if self.start % self.torch_dtype.itemsize:
-            return None
-        first, strides = self.start // self.torch_dtype.itemsize, [1] * len(self.shape)
-        for axis in range(len(strides) - 1, 0, -1):
-            strides[axis - 1] = strides[axis] * self.shape[axis]
-        # one call in place of three: there are thousands of tensors
-        return mapping[self.torch_dtype].as_strided(self.shape, strides, first)
-
-    def read(self) -> Tensor:
-        """A private copy. Read, not mapped: mapped pages would count as memory beside the converted tensor."""
-        assert self.torch_dtype is not None
-        return read_bytes(self.path, self.start, self.n_bytes).view(self.torch_dtype).view(self.shape)
-
-
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of a folder's safetensors files, by its name in the file; no data is read.
 
@@ -123,18 +73,6 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         for tensor in file_tensors(path):
             tensors[tensor.name] = tensor
     return tensors
-
-
-def map_as_all(path: Path) -> dict[torch.dtype, Tensor]:
-    """A file, mapped, as numbers of each type; a private mapping: writing to it never reaches the file."""
-    size = path.stat().st_size
-    mapping = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
-    return {dtype: mapping[: size - size % dtype.itemsize].view(dtype) for dtype in _TORCH_DTYPES.values()}
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """How safetensors headers spell a type."""
-    return next(name for name, known in _TORCH_DTYPES.items() if known == dtype)
 
 
 def stored_dtype(folder: Path) -> torch.dtype | None:

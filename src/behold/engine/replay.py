@@ -22,7 +22,8 @@ from behold.engine.kv_cache import RowView
 from behold.kernels import native
 from behold.kernels.attention import RowTokens
 from behold.kernels.replay import Tape
-from behold.models.base import FEW_ROWS, UNKNOWN, VisionLanguageModel
+from behold.models.base import UNKNOWN, VisionLanguageModel
+from behold.threads import FEW_ROWS
 
 TAPES = 4  # kept: guesses make steps of one row and of several take turns
 

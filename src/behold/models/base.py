@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 UNKNOWN = -1  # in place of an id
-FEW_ROWS = 16  # so many pass in a moment; such passes may be replayed (engine/replay.py), with one number of threads
 
 
 class VisionLanguageModel(nn.Module, ABC):

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from behold.models.base import FEW_ROWS
 from behold.nn.embedding import embedding
 from behold.nn.linear import Linear, product
 from behold.nn.mlp import GatedMLP
@@ -19,7 +18,7 @@ from behold.nn.rotary import Rotary, rotate, rotate_
 from behold.quant.head import Int8Head
 from behold.quant.joined import Joined
 from behold.quant.linear import QuantizedEmbedding
-from behold.threads import SHARE
+from behold.threads import FEW_ROWS, SHARE
 
 if TYPE_CHECKING:
     from behold.models.config import TextConfig

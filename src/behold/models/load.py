@@ -13,14 +13,8 @@ from huggingface_hub.utils.tqdm import tqdm
 from behold.checkpoint.hub import DEMO, demo_folder
 from behold.checkpoint.prequantized.formats import read_prequantized
 from behold.checkpoint.prequantized.layout import PackedWeight, without_zero_biases
-from behold.checkpoint.weights import (
-    StoredTensor,
-    StoredWeight,
-    equal_data,
-    load_weights,
-    stored_dtype,
-    stored_tensors,
-)
+from behold.checkpoint.stored import StoredTensor
+from behold.checkpoint.weights import StoredWeight, equal_data, load_weights, stored_dtype, stored_tensors
 from behold.collector import PAUSED
 from behold.device import give_back_memory
 from behold.errors import OptionError

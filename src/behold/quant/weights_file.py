@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from behold.checkpoint.weights import dtype_name, file_contents, map_as_all
+from behold.checkpoint.stored import dtype_name, map_as_all
+from behold.checkpoint.weights import file_contents
 from behold.errors import WeightsError
 from behold.pages import Advice, advise
 from behold.quant import cache

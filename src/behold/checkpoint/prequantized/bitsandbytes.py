@@ -25,7 +25,7 @@ from behold.checkpoint.files import Json
 from behold.checkpoint.prequantized.layout import FLOATS, Decode, Misfit, Parts, PreQuantized, part
 from behold.checkpoint.prequantized.options import refused
 from behold.checkpoint.prequantized.scales import Grid, finite, scaled
-from behold.checkpoint.weights import StoredTensor
+from behold.checkpoint.stored import StoredTensor
 
 _BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 _STORAGES = ("U8", "I8", *FLOATS)  # bnb_4bit_quant_storage: only the name of the bytes changes

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from behold.checkpoint.rename import RenameRules
-from behold.checkpoint.weights import StoredTensor, StoredWeight
+from behold.checkpoint.stored import StoredTensor
+from behold.checkpoint.weights import StoredWeight
 from behold.errors import WeightsError
 
 FLOATS = ("F32", "F16", "BF16")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from behold.checkpoint.rows import StoredRows, fetched
-from behold.checkpoint.weights import StoredTensor, stored_tensors
+from behold.checkpoint.stored import StoredRows, StoredTensor, fetched
+from behold.checkpoint.weights import stored_tensors
 from behold.errors import WeightsError
 
 
